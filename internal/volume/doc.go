@@ -1,0 +1,3 @@
+// Package volume makes the directories, memory file systems and atomically
+// updated files that pods mount. It knows nothing of Kubernetes.
+package volume
