@@ -8,7 +8,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -103,6 +106,58 @@ func (n *Network) setBridgeRange(r netip.Prefix) error {
 	return nil
 }
 
+// grace is how long a detached pod's link may take to go with its namespace.
+// The kernel removes such links many at a time; removing them one by one
+// would hold up every other change to links for some 20 ms each.
+const grace = 2 * time.Second
+
+// sweep removes links and namespaces that belong to no lease: those that a
+// process still held on to, or that a crash has left.
+func (n *Network) sweep() {
+	// Leases are read after links, and granted before them: no link is swept
+	// that is just being made.
+	links, err := podLinks(n.kernel.LinkList, n.bridge)
+	if err != nil {
+		n.log.Warn("Cannot look for forgotten links", "err", err)
+		return
+	}
+	pins, err := os.ReadDir(filepath.Join(n.cfg.Dir, "netns"))
+	if err != nil {
+		n.log.Warn("Cannot look for forgotten network namespaces", "err", err)
+		return
+	}
+	wanted := map[string]bool{}
+	for _, l := range n.leases.all() {
+		wanted[linkName(l.ID)], wanted[l.ID] = true, true
+	}
+	for _, l := range links {
+		if name := l.Attrs().Name; !wanted[name] {
+			n.log.Info("Removing the link of a detached pod", "link", name)
+			if err := removeLink(n.kernel.LinkDel, l); err != nil {
+				n.log.Warn("Cannot remove a link", "link", name, "err", err)
+			}
+		}
+	}
+	for _, p := range pins {
+		if !wanted[p.Name()] {
+			if err := netns.Remove(n.netnsPath(p.Name())); err != nil {
+				n.log.Warn("Cannot remove a network namespace", "pod", p.Name(), "err", err)
+			}
+		}
+	}
+}
+
+// podLinks returns the ports of the bridge that we have made.
+func podLinks(list func() ([]netlink.Link, error), bridge int) ([]netlink.Link, error) {
+	links, err := list()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	return slices.DeleteFunc(links, func(l netlink.Link) bool {
+		return l.Attrs().MasterIndex != bridge || !strings.HasPrefix(l.Attrs().Name, linkPrefix)
+	}), nil
+}
+
 // removeBridge removes the bridge and all pod links on it.
 func removeBridge(name string) error {
 	bridge, err := netlink.LinkByName(name)
@@ -112,15 +167,13 @@ func removeBridge(name string) error {
 	if err != nil {
 		return fmt.Errorf("find bridge %s: %w", name, err)
 	}
-	links, err := netlink.LinkList()
+	links, err := podLinks(netlink.LinkList, bridge.Attrs().Index)
 	if err != nil {
-		return fmt.Errorf("list links: %w", err)
+		return err
 	}
 	for _, l := range links {
-		if a := l.Attrs(); a.MasterIndex == bridge.Attrs().Index && strings.HasPrefix(a.Name, linkPrefix) {
-			if err := removeLink(netlink.LinkDel, l); err != nil {
-				return err
-			}
+		if err := removeLink(netlink.LinkDel, l); err != nil {
+			return err
 		}
 	}
 	return removeLink(netlink.LinkDel, bridge)
@@ -280,20 +333,8 @@ func setPortUp(index int) error {
 	return err
 }
 
-// unlink removes the pod's link and what the bridge knows of it. It does not
-// wait for the namespace to go: a process may still be in it.
-func (n *Network) unlink(l lease) error {
-	link, err := n.kernel.LinkByName(linkName(l.ID))
-	switch {
-	case errors.As(err, &netlink.LinkNotFoundError{}):
-	case err != nil:
-		return fmt.Errorf("find link of the pod: %w", err)
-	default:
-		if err := removeLink(n.kernel.LinkDel, link); err != nil {
-			return err
-		}
-	}
-	err = n.kernel.NeighDel(&netlink.Neigh{LinkIndex: n.bridge, Family: netlink.FAMILY_V4, IP: l.IP.AsSlice()})
+func (n *Network) forgetNeighbour(l lease) error {
+	err := n.kernel.NeighDel(&netlink.Neigh{LinkIndex: n.bridge, Family: netlink.FAMILY_V4, IP: l.IP.AsSlice()})
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("forget neighbour %s: %w", l.IP, err)
 	}

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -77,8 +78,9 @@ type Network struct {
 	pods   keyedMutex
 	bridge int // link index
 
-	mu   sync.RWMutex
-	pool netip.Prefix // zero until SetRange
+	mu     sync.RWMutex
+	pool   netip.Prefix // zero until SetRange
+	sweeps *time.Timer  // the next sweep
 }
 
 // New makes the bridge, the settings and the nftables table that pods need,
@@ -112,6 +114,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (*Network, error) {
 		return nil, fmt.Errorf("prepare pod network: %w", err)
 	}
 	n.warnOfForeignRules(ctx)
+	n.sweeps = time.AfterFunc(0, n.sweep)
 	return n, nil
 }
 
@@ -144,7 +147,10 @@ func (n *Network) prepare(ctx context.Context) error {
 }
 
 // Close releases what the process holds. The network stays as it is.
-func (n *Network) Close() { n.kernel.Close() }
+func (n *Network) Close() {
+	n.sweeps.Stop()
+	n.kernel.Close()
+}
 
 // SetRange gives the machine its range of pod addresses; its first address
 // becomes the bridge's. The same range again changes nothing; another one is
@@ -203,8 +209,10 @@ func (n *Network) Attach(ctx context.Context, pod Pod) (Attachment, error) {
 	return n.attachment(l), nil
 }
 
-// Detach closes the pod's host ports, removes its link and namespace and
-// frees its address. Detaching an unknown pod is no error.
+// Detach closes the pod's host ports, unpins its namespace and frees its
+// address. Its link goes with the namespace, some milliseconds later, or is
+// removed if a process still holds the namespace after a while. Detaching an
+// unknown pod is no error.
 func (n *Network) Detach(ctx context.Context, id string) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -223,13 +231,17 @@ func (n *Network) Detach(ctx context.Context, id string) error {
 				return err
 			}
 		}
-		if err := n.unlink(l); err != nil {
+		if err := n.forgetNeighbour(l); err != nil {
 			return err
 		}
 		if err := netns.Remove(n.netnsPath(id)); err != nil {
 			return err
 		}
-		return n.leases.release(id)
+		if err := n.leases.release(id); err != nil {
+			return err
+		}
+		n.sweeps.Reset(grace)
+		return nil
 	}()
 	if err != nil {
 		return fmt.Errorf("detach pod %s from the network: %w", id, err)
@@ -272,15 +284,15 @@ func Purge(ctx context.Context, dir string) error {
 		return err
 	}
 	errs := []error{removeTables(ctx)}
-	if f.Bridge != "" {
-		errs = append(errs, removeBridge(f.Bridge))
-	}
 	pinned, err := os.ReadDir(filepath.Join(dir, "netns"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, err)
 	}
 	for _, p := range pinned {
 		errs = append(errs, netns.Remove(filepath.Join(dir, "netns", p.Name())))
+	}
+	if f.Bridge != "" {
+		errs = append(errs, removeBridge(f.Bridge))
 	}
 	errs = append(errs, f.restore())
 	if err := errors.Join(errs...); err != nil {

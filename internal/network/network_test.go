@@ -281,6 +281,7 @@ func TestDetachLeavesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	wantLinks(t, 1)
 	wantSame(t, before, machine(t))
 	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
 	if err != nil {
@@ -317,6 +318,59 @@ func TestDetachLeavesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// wantLinks waits until the bridge has so many ports.
+func wantLinks(t *testing.T, count int) {
+	t.Helper()
+	deadline := time.Now().Add(2 * patience)
+	for {
+		links := run(t, "ip", "-o", "link", "show", "master", "tutti0")
+		if strings.Count(links, "\n") == count {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("links: %s", links)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func TestSweep(t *testing.T) {
+	n := fresh(t)
+	a := attach(t, n, "a")
+	held, err := os.Open(a.NetNS) // as a process that does not die would
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := n.Detach(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	// Attached again at once, it gets another namespace and no trouble.
+	b := attach(t, n, "a")
+	serve(t, b.NetNS, 80)
+	wantCaller(t, here, "tcp", b.IPs[0].String()+":80", "10.42.0.1")
+	if err := n.Detach(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	attach(t, n, "c")
+	held, err = os.Open(attach(t, n, "d").NetNS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := n.Detach(t.Context(), "d"); err != nil {
+		t.Fatal(err)
+	}
+	wantLinks(t, 1)
+	// What a crash has left goes when the network opens again.
+	if err := n.leases.release("c"); err != nil {
+		t.Fatal(err)
+	}
+	n.Close()
+	n = open(t, n.cfg.Dir)
+	wantLinks(t, 0)
 }
 
 func TestRestart(t *testing.T) {
@@ -452,9 +506,7 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	group.Wait()
-	if links := run(t, "ip", "-o", "link", "show", "master", "tutti0"); links != "" {
-		t.Errorf("links left: %s", links)
-	}
+	wantLinks(t, 0)
 }
 
 func TestNextFree(t *testing.T) {
