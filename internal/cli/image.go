@@ -50,11 +50,11 @@ func (c *command) withImages(run func(cmd *cobra.Command, args []string) error) 
 // how it ended.
 func (c *command) shown(ctx context.Context, subject string) (context.Context, func(error)) {
 	d := progress.New(c.errs)
+	if !d.Redraws() { // ten lines a second help nobody
+		return ctx, func(error) {}
+	}
 	d.Update(subject, progress.Working, "")
 	ctx = image.WithProgress(ctx, func(p image.Progress) {
-		if !d.Redraws() {
-			return // ten lines a second help nobody
-		}
 		text := units.HumanSize(float64(p.Bytes))
 		if p.TotalBytes > 0 {
 			text += " of " + units.HumanSize(float64(p.TotalBytes))
@@ -102,7 +102,7 @@ func (c *command) imageLoad() *cobra.Command {
 				end(err)
 				f.Close()
 				if err != nil {
-					return err
+					return fmt.Errorf("load %s: %w", path, err)
 				}
 				for _, i := range all {
 					fmt.Fprintln(c.out, i.Name)
@@ -130,10 +130,11 @@ func (c *command) imageImport() *cobra.Command {
 			ctx, end := c.shown(cmd.Context(), "import "+args[1])
 			i, err := c.images().Import(ctx, args[1], f, cfg)
 			end(err)
-			if err == nil {
-				fmt.Fprintln(c.out, i.Name)
+			if err != nil {
+				return fmt.Errorf("import %s: %w", args[0], err)
 			}
-			return err
+			fmt.Fprintln(c.out, i.Name)
+			return nil
 		}),
 	}
 	cmd.Flags().StringArrayVar(&cfg.Entrypoint, "entrypoint", nil, "program to run; once for each argument")

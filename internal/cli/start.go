@@ -38,7 +38,7 @@ func (c *command) start(ctx context.Context, s api.Settings) (started bool, err 
 		return false, err
 	}
 	defer release()
-	d := progress.New(c.errs)
+	d := progress.New(c.out)
 	defer d.Close()
 	if _, err := ctl.status(ctx); err == nil {
 		release()
@@ -74,14 +74,11 @@ func (c *command) why(err error) error {
 // makeDataDir makes the directory with its log folder; made says that the
 // directory was not there before.
 func makeDataDir(dir api.DataDir) (made bool, err error) {
+	if _, err := dir.Check(); err != nil { // before anything is written into what is not ours
+		return false, err
+	}
 	_, err = os.Stat(string(dir))
 	made = errors.Is(err, fs.ErrNotExist)
-	if !made {
-		// The server checks what it is; we must not write into what is not ours.
-		if _, err := os.Stat(dir.Config()); err != nil && !empty(string(dir)) {
-			return false, fmt.Errorf("%s is not a data directory of tutti, and not empty; choose another with --data-dir", dir)
-		}
-	}
 	if err := os.MkdirAll(string(dir), 0o700); err != nil {
 		return false, fmt.Errorf("make the data directory: %w", err)
 	}
@@ -89,11 +86,6 @@ func makeDataDir(dir api.DataDir) (made bool, err error) {
 		return made, fmt.Errorf("make the log's directory: %w", err)
 	}
 	return made, nil
-}
-
-func empty(dir string) bool {
-	entries, err := os.ReadDir(dir)
-	return err == nil && len(entries) == 0
 }
 
 // removeUnused takes away a directory that a failed start made: one that the

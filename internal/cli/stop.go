@@ -53,8 +53,8 @@ func (c *command) runStop(ctx context.Context, purge bool) error {
 	case err != nil:
 		return fmt.Errorf("look at the data directory: %w", err)
 	}
-	if _, err := os.Stat(dir.Config()); err != nil {
-		return fmt.Errorf("%s is not a data directory of tutti; nothing was touched, check --data-dir", dir)
+	if _, err := dir.Check(); err != nil {
+		return fmt.Errorf("nothing was touched: %w", err)
 	}
 	// No new server starts meanwhile.
 	release, err := hold(ctx, string(dir))
@@ -62,7 +62,7 @@ func (c *command) runStop(ctx context.Context, purge bool) error {
 		return err
 	}
 	defer release()
-	d := progress.New(c.errs)
+	d := progress.New(c.out)
 	defer d.Close()
 	steps, err := c.control().ask(ctx, http.MethodPost, api.PathStop+"?pods=true")
 	switch {

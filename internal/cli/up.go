@@ -60,7 +60,7 @@ With KUBECONFIG set to another cluster, PATH is deployed there.`,
 				}
 				c.greet(started, time.Since(began), len(apps) == 0)
 			} else {
-				fmt.Fprintf(c.errs, "deploying to the cluster of KUBECONFIG=%s\n", kubeconfig)
+				fmt.Fprintf(c.out, "deploying to the cluster of KUBECONFIG=%s\n", kubeconfig)
 			}
 			for _, a := range apps {
 				if err := c.deploy(cmd.Context(), kubeconfig, a, namespace, timeout); err != nil {
@@ -121,7 +121,7 @@ func (c *command) deploy(ctx context.Context, kubeconfig string, a app.Applicati
 	}
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	d := progress.New(c.errs)
+	d := progress.New(c.out)
 	defer d.Close()
 	deployment, err := cluster.Deploy(limited, a, namespace, reportTo(d))
 	if err != nil {
@@ -195,7 +195,7 @@ kept and named, unless --volumes is given.`,
 			if err != nil {
 				return err
 			}
-			d := progress.New(c.errs)
+			d := progress.New(c.out)
 			defer d.Close()
 			kept, err := cluster.Remove(ctx, in, appName, volumes, reportTo(d))
 			if err != nil {
