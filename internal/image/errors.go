@@ -40,6 +40,9 @@ func (f *failure) Unwrap() []error {
 	return all
 }
 
+// errClosed ends pulls when the store closes.
+var errClosed = errors.New("image store closed")
+
 // errStalled ends a pull whose registry has stopped sending.
 var errStalled = errors.New("no data for too long")
 
@@ -90,7 +93,7 @@ func (l *Local) pullError(ctx context.Context, named reference.Named, withAuth b
 	case errors.Is(context.Cause(ctx), errStalled):
 		return failed(nil, errStalled, "%s: %s has sent nothing for %s: try again", doing, registry, stallTimeout)
 	case ctx.Err() != nil:
-		return fmt.Errorf("%s: %w", doing, ctx.Err())
+		return fmt.Errorf("%s: %w", doing, context.Cause(ctx))
 	case denied(err) && withAuth:
 		return failed(nil, err, "%s: %s refuses access: check the name, and the user and password (imagePullSecrets)", doing, registry)
 	case denied(err):

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/platforms"
 	"github.com/distribution/distribution/v3/configuration"
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/inmemory"
@@ -130,7 +131,7 @@ func TestPull(t *testing.T) {
 	if img.ID != p.config.Digest.String() || img.Digest != p.manifest.Digest.String() {
 		t.Errorf("got %+v", img)
 	}
-	if last.Layers != 3 || last.TotalLayers != 3 || last.TotalBytes == 0 {
+	if last.Layers != 3 || last.TotalLayers != 3 || last.Bytes != last.TotalBytes || last.Bytes != p.size() {
 		t.Errorf("last progress %+v", last)
 	}
 	checkThreeLayers(t, l, img)
@@ -361,7 +362,7 @@ func TestPullErrors(t *testing.T) {
 	} {
 		r.set(c.door)
 		hosts := strings.NewReplacer("REGISTRY", r.host, "NOBODY", gone.Addr().String(), "PLAIN", "plain.test", "TLS", "tls.test")
-		back := strings.NewReplacer(r.host, "REGISTRY", gone.Addr().String(), "NOBODY", tlsHost, "TLS")
+		back := strings.NewReplacer(r.host, "REGISTRY", gone.Addr().String(), "NOBODY", tlsHost, "TLS", platforms.Format(here()), "PLATFORM")
 		transport := http.DefaultTransport.(*http.Transport).Clone()
 		transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 			switch addr {
