@@ -32,6 +32,10 @@ const upperdir = "containerd.io/snapshot/overlay.upperdir"
 // maxDownloads is how many layers of one image are fetched at once.
 const maxDownloads = 3
 
+// maxDescription bounds the manifests and configurations that are read into
+// memory.
+const maxDescription = 8 << 20
+
 // admit walks what target points at for this machine's platform, makes sure of
 // each blob with fetch, unpacks the layers and gives the result its name.
 func (l *Local) admit(ctx context.Context, named reference.Named, target ocispec.Descriptor, p *progress, fetch images.HandlerFunc) (Image, error) {
@@ -79,34 +83,32 @@ func firstCause(errs ...error) error {
 // one manifest that fits best, of a manifest all.
 func (l *Local) children(p *progress) images.HandlerFunc {
 	return func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		if !images.IsLayerType(desc.MediaType) && desc.Size > maxDescription {
+			return nil, failed(ErrBroken, nil, "its description %s is too large: %d bytes", desc.Digest, desc.Size)
+		}
 		found, err := images.Children(ctx, l.content, desc)
-		switch {
-		case err != nil:
+		if err != nil {
 			return nil, err
+		}
+		switch {
 		case images.IsIndexType(desc.MediaType):
-			best, err := l.choose(found)
-			return best, err
+			if found, err = l.choose(found); err != nil {
+				return nil, err
+			}
 		case images.IsManifestType(desc.MediaType):
-			p.update(func(now *Progress) {
-				for _, child := range found {
-					now.TotalBytes += child.Size
-					if images.IsLayerType(child.MediaType) {
-						now.TotalLayers++
-					}
-				}
-			})
 			if !slices.ContainsFunc(found, func(d ocispec.Descriptor) bool { return images.IsConfigType(d.MediaType) }) {
 				return nil, failed(ErrBroken, nil, "it is not a container image")
 			}
 		case images.IsConfigType(desc.MediaType):
-			p, err := images.ConfigPlatform(ctx, l.content, desc)
+			platform, err := images.ConfigPlatform(ctx, l.content, desc)
 			if err != nil {
 				return nil, err
 			}
-			if p.OS != "" && !l.platform.Match(p) {
-				return nil, l.wrongPlatform(platforms.Format(p))
+			if platform.OS != "" && !l.platform.Match(platform) {
+				return nil, l.wrongPlatform(platforms.Format(platform))
 			}
 		}
+		p.expect(found...)
 		return found, nil
 	}
 }

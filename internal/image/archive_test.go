@@ -128,6 +128,13 @@ func imageOf(t testing.TB, platform ocispec.Platform, config ocispec.ImageConfig
 	return p
 }
 
+func (p *parts) size() (sum int64) {
+	for _, data := range p.blobs {
+		sum += int64(len(data))
+	}
+	return sum
+}
+
 func here() ocispec.Platform { return platforms.Normalize(platforms.DefaultSpec()) }
 
 // ociLayout is a tar of an OCI image layout.

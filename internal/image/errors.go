@@ -40,6 +40,9 @@ func (f *failure) Unwrap() []error {
 	return all
 }
 
+// errClosed ends pulls when the store closes.
+var errClosed = errors.New("image store closed")
+
 // errStalled ends a pull whose registry has stopped sending.
 var errStalled = errors.New("no data for too long")
 
@@ -90,7 +93,7 @@ func (l *Local) pullError(ctx context.Context, named reference.Named, withAuth b
 	case errors.Is(context.Cause(ctx), errStalled):
 		return failed(nil, errStalled, "%s: %s has sent nothing for %s: try again", doing, registry, stallTimeout)
 	case ctx.Err() != nil:
-		return fmt.Errorf("%s: %w", doing, ctx.Err())
+		return fmt.Errorf("%s: %w", doing, context.Cause(ctx))
 	case denied(err) && withAuth:
 		return failed(nil, err, "%s: %s refuses access: check the name, and the user and password (imagePullSecrets)", doing, registry)
 	case denied(err):
@@ -100,18 +103,18 @@ func (l *Local) pullError(ctx context.Context, named reference.Named, withAuth b
 	case status.StatusCode >= 500:
 		return failed(nil, err, "%s: %s fails with %q: try again later", doing, registry, status.Status)
 	case errdefs.IsNotFound(err):
-		if d, ok := named.(reference.Digested); ok {
-			return failed(ErrNotFound, err, "%s: %s has no %s with digest %s: check the name and the digest", doing, registry, reference.Path(named), d.Digest())
+		if _, ok := named.(reference.Digested); ok {
+			return failed(ErrNotFound, err, "%s: %s has no such digest of %s: check the name and the digest", doing, registry, reference.Path(named))
 		}
-		return failed(ErrNotFound, err, "%s: %s has no %s with tag %s: check the name and the tag", doing, registry, reference.Path(named), named.(reference.Tagged).Tag())
+		return failed(ErrNotFound, err, "%s: %s has no %s with tag %s: check the name and the tag, or load the image here (tutti image load)", doing, registry, reference.Path(named), named.(reference.Tagged).Tag())
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		return failed(nil, err, "%s: %s speaks plain HTTP: allow it as an insecure registry", doing, registry)
 	case errors.As(err, &caErr), errors.As(err, &nameEr):
 		return failed(nil, err, "%s: the certificate of %s is not trusted: add its authority to this machine's", doing, registry)
 	case errors.As(err, &dnsErr):
-		return failed(nil, err, "%s: no address for %s: check the name and this machine's DNS", doing, registry)
+		return failed(nil, err, "%s: no address for %s: check the name and this machine's DNS, or load the image here (tutti image load)", doing, registry)
 	case errors.As(err, &netErr):
-		return failed(nil, err, "%s: %s cannot be reached: %v", doing, registry, rootCause(err))
+		return failed(nil, err, "%s: %s cannot be reached (%v): check the network, or load the image here (tutti image load)", doing, registry, rootCause(err))
 	case errdefs.IsFailedPrecondition(err), errdefs.IsInvalidArgument(err):
 		return failed(ErrBroken, err, "%s: %s sent content that does not match its digest: %v", doing, registry, err)
 	}

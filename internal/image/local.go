@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -80,7 +81,7 @@ type Local struct {
 	pulls   map[string]*pull
 	serial  int // makes lease and ingest names unique
 
-	// Collections in the background.
+	// Collections and pulls.
 	background sync.WaitGroup
 	ctx        context.Context
 	stop       context.CancelFunc
@@ -105,7 +106,7 @@ func Open(ctx context.Context, o Options) (_ *Local, err error) {
 	}
 	l := &Local{
 		dir: o.Dir, log: o.Log, plainHTTP: o.PlainHTTP,
-		client:   &http.Client{Transport: docker.DefaultHTTPTransport(nil)},
+		client:   registryClient(),
 		platform: platforms.Default(),
 		images:   map[string]*entry{},
 		layers:   map[string][]string{},
@@ -123,6 +124,14 @@ func Open(ctx context.Context, o Options) (_ *Local, err error) {
 		return nil, err
 	}
 	return l, l.restore(scoped(ctx))
+}
+
+// registryClient gives up on an address that does not answer well before the
+// pull as a whole does, so that the error can say so.
+func registryClient() *http.Client {
+	transport := docker.DefaultHTTPTransport(nil)
+	transport.DialContext = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	return &http.Client{Transport: transport}
 }
 
 // openStores opens the two databases and reads each once: a damaged one must
@@ -250,10 +259,15 @@ func (l *Local) restore(ctx context.Context) error {
 	return nil
 }
 
-// Close ends collections in the background and closes the databases. Loads
-// and pulls must have ended.
+// Close ends pulls and collections and closes the databases. Loads and imports
+// must have ended.
 func (l *Local) Close() error {
 	l.stop()
+	l.mu.Lock()
+	for _, p := range l.pulls {
+		p.cancel(errClosed)
+	}
+	l.mu.Unlock()
 	l.background.Wait()
 	l.client.CloseIdleConnections()
 	var errs []error
@@ -330,6 +344,9 @@ func (l *Local) Release(_ context.Context, holder string) error {
 		}
 	}
 	released := l.holds[holder]
+	if len(released) == 0 {
+		return nil
+	}
 	delete(l.holds, holder)
 	kept := l.kept()
 	for id := range released {

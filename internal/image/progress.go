@@ -5,12 +5,15 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Progress is how far a load, import or pull has come.
 type Progress struct {
-	Bytes       int64 `json:"bytes"`                 // read or downloaded
-	TotalBytes  int64 `json:"totalBytes,omitempty"`  // 0 when unknown
+	Bytes       int64 `json:"bytes"`                 // of the archive read, or of the image downloaded or present
+	TotalBytes  int64 `json:"totalBytes,omitempty"`  // 0 when unknown; only a pull knows
 	Layers      int   `json:"layers,omitempty"`      // unpacked
 	TotalLayers int   `json:"totalLayers,omitempty"` // 0 when unknown yet
 }
@@ -29,7 +32,8 @@ const reportInterval = 100 * time.Millisecond
 
 // progress gathers what the parts of one job report.
 type progress struct {
-	active func() // called whenever bytes arrive
+	download bool   // the descriptors tell how many bytes there will be
+	active   func() // called whenever bytes arrive
 
 	mu       sync.Mutex
 	now      Progress
@@ -60,6 +64,20 @@ func (p *progress) update(change func(*Progress)) {
 	for _, f := range p.watchers {
 		f(p.now)
 	}
+}
+
+// expect adds to the totals what is going to be fetched and unpacked.
+func (p *progress) expect(descs ...ocispec.Descriptor) {
+	p.update(func(now *Progress) {
+		for _, d := range descs {
+			if p.download {
+				now.TotalBytes += d.Size
+			}
+			if images.IsLayerType(d.MediaType) {
+				now.TotalLayers++
+			}
+		}
+	})
 }
 
 // reader counts what is read through it and remembers why reading failed.

@@ -48,11 +48,11 @@ func (l *Local) Pull(ctx context.Context, name string, auths []Auth) (Image, err
 	l.mu.Lock()
 	p := l.pulls[key]
 	if p == nil {
-		p = &pull{done: make(chan struct{}), progress: new(progress)}
+		p = &pull{done: make(chan struct{}), progress: &progress{download: true}}
 		var shared context.Context
 		shared, p.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 		l.pulls[key] = p
-		go func() {
+		l.background.Go(func() {
 			p.img, p.err = l.pull(shared, named, slices.Clone(auths), p)
 			l.mu.Lock()
 			if l.pulls[key] == p {
@@ -61,7 +61,7 @@ func (l *Local) Pull(ctx context.Context, name string, auths []Auth) (Image, err
 			l.mu.Unlock()
 			close(p.done)
 			p.cancel(nil)
-		}()
+		})
 	}
 	p.waiting++
 	p.progress.watch(ctx)
@@ -127,6 +127,7 @@ func (l *Local) pullAs(ctx context.Context, named reference.Named, auth Auth, p 
 	if err != nil {
 		return Image{}, err
 	}
+	p.expect(target)
 	fetch := remotes.FetchHandler(l.content, remotes.FetcherFunc(func(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 		body, err := from.Fetch(ctx, desc)
 		if err != nil {
@@ -144,7 +145,12 @@ func (l *Local) pullAs(ctx context.Context, named reference.Named, auth Auth, p 
 		}
 		return counted, nil
 	}))
-	return l.admit(ctx, named, target, p, fetch)
+	return l.admit(ctx, named, target, p, func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		if _, err := l.content.Info(ctx, desc.Digest); err == nil {
+			p.update(func(now *Progress) { now.Bytes += desc.Size })
+		}
+		return fetch(ctx, desc)
+	})
 }
 
 // resolver speaks to the registry of one image as one user.
