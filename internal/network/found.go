@@ -48,45 +48,62 @@ func writeSysctl(name, value string) error {
 	return nil
 }
 
-const forwarding = "net/ipv4/ip_forward"
+const (
+	forwarding = "net/ipv4/ip_forward"
+	redirects  = "net/ipv4/conf/all/send_redirects"
+)
 
-// enableForwarding turns routing on. Turning the global switch overwrites the
-// switch of each link, so those that differ from it are remembered as well.
-func (f *found) enableForwarding(dir string) error {
-	value, err := readSysctl(forwarding)
-	if err != nil {
-		return fmt.Errorf("read sysctl %s: %w", forwarding, err)
-	}
-	if value == "1" {
-		return nil
-	}
-	if _, known := f.Sysctls[forwarding]; !known {
-		f.Sysctls[forwarding] = value
-		links, err := filepath.Glob(sysctlPath("net/ipv4/conf/*/forwarding"))
+// prepare sets what the machine as a whole needs to route between pods, and
+// remembers what it was.
+//
+// Pods reach each other by the link they came from; the kernel would tell them
+// that there is a shorter way. There is none, and what it sends counts against
+// the refusals that it may send to a pod.
+func (f *found) prepare(dir string) error {
+	for _, s := range [][2]string{{forwarding, "1"}, {redirects, "0"}} {
+		name, want := s[0], s[1]
+		value, err := readSysctl(name)
 		if err != nil {
-			return err
+			return fmt.Errorf("read sysctl %s: %w", name, err)
 		}
-		for _, path := range links {
-			name := strings.TrimPrefix(path, "/proc/sys/")
-			if v, err := readSysctl(name); err == nil && v != value {
-				f.Sysctls[name] = v
+		if value == want {
+			continue
+		}
+		if _, known := f.Sysctls[name]; !known {
+			f.Sysctls[name] = value
+			if name == forwarding {
+				f.rememberLinks(value)
+			}
+			if err := replaceJSON(foundPath(dir), f); err != nil {
+				return fmt.Errorf("write settings found on the machine: %w", err)
 			}
 		}
-		if err := replaceJSON(foundPath(dir), f); err != nil {
-			return fmt.Errorf("write settings found on the machine: %w", err)
+		if err := writeSysctl(name, want); err != nil {
+			return err
 		}
 	}
-	return writeSysctl(forwarding, "1")
+	return nil
 }
 
-// restore puts the settings back. Settings of links that have gone are
-// skipped.
-func (f *found) restore() error {
-	value, changed := f.Sysctls[forwarding]
-	if !changed {
-		return nil
+// rememberLinks notes the links that forward though the machine does not, or
+// the other way round: the machine's switch overwrites theirs.
+func (f *found) rememberLinks(machine string) {
+	links, _ := filepath.Glob(sysctlPath("net/ipv4/conf/*/forwarding"))
+	for _, path := range links {
+		name := strings.TrimPrefix(path, "/proc/sys/")
+		if v, err := readSysctl(name); err == nil && v != machine {
+			f.Sysctls[name] = v
+		}
 	}
-	err := writeSysctl(forwarding, value)
+}
+
+// restore puts the settings back, the machine's before its links'. Settings of
+// links that have gone are skipped.
+func (f *found) restore() error {
+	var err error
+	if value, changed := f.Sysctls[forwarding]; changed {
+		err = writeSysctl(forwarding, value)
+	}
 	for name, v := range f.Sysctls {
 		if name == forwarding {
 			continue

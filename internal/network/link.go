@@ -59,7 +59,7 @@ func (n *Network) ensureBridge() error {
 	for name, value := range map[string]string{
 		conf + "/route_localnet":                          "1", // host ports on 127.0.0.1; table tutti guards what this opens
 		conf + "/rp_filter":                               "1", // a pod sends from its own address only
-		conf + "/accept_local":                            "0",
+		conf + "/send_redirects":                          "0",
 		"net/ipv6/conf/" + n.cfg.Bridge + "/disable_ipv6": "1",
 	} {
 		if err := writeSysctl(name, value); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -114,6 +114,11 @@ const grace = 2 * time.Second
 // sweep removes links and namespaces that belong to no lease: those that a
 // process still held on to, or that a crash has left.
 func (n *Network) sweep() {
+	n.sweeping.Lock()
+	defer n.sweeping.Unlock()
+	if n.closed {
+		return
+	}
 	// Leases are read after links, and granted before them: no link is swept
 	// that is just being made.
 	links, err := podLinks(n.kernel.LinkList, n.bridge)

@@ -78,9 +78,12 @@ type Network struct {
 	pods   keyedMutex
 	bridge int // link index
 
-	mu     sync.RWMutex
-	pool   netip.Prefix // zero until SetRange
-	sweeps *time.Timer  // the next sweep
+	mu   sync.RWMutex
+	pool netip.Prefix // zero until SetRange
+
+	sweeps   *time.Timer // the next sweep
+	sweeping sync.Mutex
+	closed   bool
 }
 
 // New makes the bridge, the settings and the nftables table that pods need,
@@ -135,7 +138,7 @@ func (n *Network) prepare(ctx context.Context) error {
 	if err := n.ensureBridge(); err != nil {
 		return err
 	}
-	if err := f.enableForwarding(n.cfg.Dir); err != nil {
+	if err := f.prepare(n.cfg.Dir); err != nil {
 		return err
 	}
 	tx := n.nft.NewTransaction()
@@ -149,6 +152,9 @@ func (n *Network) prepare(ctx context.Context) error {
 // Close releases what the process holds. The network stays as it is.
 func (n *Network) Close() {
 	n.sweeps.Stop()
+	n.sweeping.Lock() // one may be under way
+	defer n.sweeping.Unlock()
+	n.closed = true
 	n.kernel.Close()
 }
 

@@ -48,11 +48,6 @@ func rules(tx *knftables.Transaction, cfg Config, all []lease) {
 		"iifname "+bridge+" ip saddr 127.0.0.0/8 drop",
 		"iifname "+bridge+" ip daddr 127.0.0.0/8 drop",
 		"iifname != { \"lo\", "+bridge+" } ip daddr "+cfg.Local.String()+" drop")
-	// Pods reach each other through the machine, which would tell them that
-	// there is a shorter way. There is none.
-	base("redirects", knftables.FilterType, knftables.OutputHook, knftables.FilterPriority,
-		"oifname "+bridge+" icmp type redirect drop")
-
 	tx.Add(&knftables.Map{Name: anyAddress, Type: "inet_proto . inet_service : ipv4_addr . inet_service"})
 	tx.Add(&knftables.Map{Name: oneAddress, Type: "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service"})
 	tx.Add(&knftables.Set{Name: hairpin, Type: "ipv4_addr . ipv4_addr"})
