@@ -1,0 +1,187 @@
+// Package cgroup makes, limits and removes control groups by their path below
+// the hierarchies' roots, on version 1, on version 2 and on both.
+package cgroup
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
+	"golang.org/x/sys/unix"
+
+	"tutti.dev/tutti/internal/host/process"
+)
+
+// Limits of a group; zero does not limit.
+type Limits struct {
+	CPUShares, CPUQuota, CPUPeriod int64 // shares on the scale of version 1
+	Memory, Pids                   int64
+	HugePages                      map[string]int64
+	CPUSet                         string
+}
+
+func group(path string, l Limits) (cgroups.Manager, error) {
+	if path = filepath.Clean("/" + path); path == "/" {
+		return nil, errors.New("the root is not a group")
+	}
+	r := &cgroups.Resources{
+		SkipDevices: true,
+		CpuQuota:    l.CPUQuota, CpuPeriod: uint64(l.CPUPeriod), CpusetCpus: l.CPUSet,
+		Memory: l.Memory,
+	}
+	if l.CPUShares > 0 {
+		r.CpuShares = uint64(l.CPUShares)
+		r.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(r.CpuShares)
+	}
+	if l.Memory > 0 && SwapLimited() {
+		r.MemorySwap = l.Memory
+	}
+	if l.Pids > 0 {
+		r.PidsLimit = &l.Pids
+	}
+	for size, limit := range l.HugePages {
+		r.HugetlbLimit = append(r.HugetlbLimit, &cgroups.HugepageLimit{Pagesize: size, Limit: uint64(limit)})
+	}
+	return manager.New(&cgroups.Cgroup{Path: path, Resources: r})
+}
+
+// Make makes a group, and its parents, or changes its limits.
+func Make(path string, l Limits) error {
+	g, err := group(path, l)
+	if err != nil {
+		return fmt.Errorf("make control group %s: %w", path, err)
+	}
+	if err := g.Apply(-1); err != nil {
+		return fmt.Errorf("make control group %s: %w", path, err)
+	}
+	c, err := g.GetCgroups()
+	if err != nil {
+		return fmt.Errorf("make control group %s: %w", path, err)
+	}
+	if err := g.Set(c.Resources); err != nil {
+		return fmt.Errorf("limit control group %s: %w", path, err)
+	}
+	return nil
+}
+
+// Remove kills what runs in a group and removes it with all groups in it. No
+// such group is no error.
+func Remove(path string) error {
+	g, err := group(path, Limits{})
+	if err != nil {
+		return fmt.Errorf("remove control group %s: %w", path, err)
+	}
+	for _, dir := range g.GetPaths() {
+		if err := Kill(dir); err != nil {
+			return fmt.Errorf("kill processes of control group %s: %w", path, err)
+		}
+	}
+	if err := g.Destroy(); err != nil {
+		return fmt.Errorf("remove control group %s: %w", path, err)
+	}
+	return nil
+}
+
+// Kill kills every process in the group of a directory and below, and returns
+// when they have ended. Who forks meanwhile is met in the next round.
+func Kill(dir string) error {
+	for range 100 {
+		var dying []*os.File
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return fs.SkipDir
+			}
+			if err != nil || d.Name() != "cgroup.procs" {
+				return err
+			}
+			pids, err := os.ReadFile(path)
+			if err != nil {
+				return nil // the group is going away
+			}
+			for field := range bytes.FieldsSeq(pids) {
+				pid, err := strconv.Atoi(string(field))
+				if err != nil || pid == 0 {
+					continue
+				}
+				ticks, err := process.StartTicks(pid)
+				if err != nil {
+					continue
+				}
+				f, err := process.Open(pid, ticks)
+				if err != nil {
+					continue
+				}
+				if process.Signal(f, unix.SIGKILL) != nil {
+					f.Close()
+					continue
+				}
+				dying = append(dying, f)
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if len(dying) == 0 {
+			return nil
+		}
+		for _, f := range dying {
+			_ = f.SetReadDeadline(time.Now().Add(10 * time.Second))
+			err := process.Wait(f)
+			f.Close()
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("processes in %s fork faster than they can be killed", dir)
+}
+
+// SwapLimited tells whether the kernel can keep a group from swapping.
+var SwapLimited = sync.OnceValue(func() bool {
+	if !cgroups.IsCgroup2UnifiedMode() {
+		mountpoint, err := cgroups.FindCgroupMountpoint("", "memory")
+		if err != nil {
+			return false
+		}
+		_, err = os.Stat(filepath.Join(mountpoint, "memory.memsw.limit_in_bytes"))
+		return err == nil
+	}
+	own, err := cgroups.ParseCgroupFile("/proc/self/cgroup")
+	if err != nil {
+		return false
+	}
+	// The root group has no limits: a group that this process is in has, or
+	// if it is in the root, the first that there is.
+	if path := own[""]; path != "/" {
+		_, err := os.Stat(filepath.Join("/sys/fs/cgroup", path, "memory.swap.max"))
+		return err == nil
+	}
+	found, _ := filepath.Glob("/sys/fs/cgroup/*/memory.swap.max")
+	return len(found) > 0
+})
+
+// Unified tells whether this machine has version 2 only.
+func Unified() bool { return cgroups.IsCgroup2UnifiedMode() }
+
+// Exists tells whether any hierarchy has the group.
+func Exists(path string) bool {
+	g, err := group(path, Limits{})
+	if err != nil {
+		return false
+	}
+	for _, dir := range g.GetPaths() {
+		if _, err := os.Stat(dir); err == nil {
+			return true
+		}
+	}
+	return false
+}

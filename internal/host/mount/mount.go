@@ -1,0 +1,151 @@
+// Package mount makes and removes mounts. Everything here can be repeated.
+package mount
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Overlay mounts the layers, lowest first, with upper as the writable one on
+// target. work must be an empty directory on upper's file system. Nothing is
+// written through to the disk for the sake of a crash (volatile): upper must
+// not be used again after one.
+func Overlay(target string, layers []string, upper, work string) error {
+	// The kernel takes one page of options and gives ':' and ',' a meaning,
+	// so directories are named by their descriptors.
+	var open []*os.File
+	defer func() {
+		for _, f := range open {
+			f.Close()
+		}
+	}()
+	short := func(dir string) (string, error) {
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return "", &os.PathError{Op: "open", Path: dir, Err: err}
+		}
+		open = append(open, os.NewFile(uintptr(fd), dir))
+		return fmt.Sprintf("/proc/self/fd/%d", fd), nil
+	}
+	lower := make([]string, 0, len(layers))
+	for _, layer := range slices.Backward(layers) {
+		name, err := short(layer)
+		if err != nil {
+			return err
+		}
+		lower = append(lower, name)
+	}
+	up, err := short(upper)
+	if err != nil {
+		return err
+	}
+	wk, err := short(work)
+	if err != nil {
+		return err
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,volatile", strings.Join(lower, ":"), up, wk)
+	if err := unix.Mount("overlay", target, "overlay", 0, options); err != nil {
+		return fmt.Errorf("mount overlay of %d layers on %s: %w", len(layers), target, err)
+	}
+	return nil
+}
+
+// Bind makes source, a file or a directory, visible at target, which exists.
+func Bind(source, target string) error {
+	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s to %s: %w", source, target, err)
+	}
+	return nil
+}
+
+// Tmpfs mounts an empty file system in memory.
+func Tmpfs(target string, bytes int64, mode os.FileMode) error {
+	m := mode.Perm()
+	perm := uint32(m)
+	if mode&os.ModeSticky != 0 {
+		perm |= 0o1000
+	}
+	options := fmt.Sprintf("mode=%o,size=%d", perm, bytes)
+	if err := unix.Mount("tmpfs", target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+		return fmt.Errorf("mount tmpfs on %s: %w", target, err)
+	}
+	return nil
+}
+
+// Is tells whether something is mounted on path itself.
+func Is(path string) bool {
+	var stat unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &stat); err != nil {
+		return false
+	}
+	return stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+}
+
+// Unmount takes away all that is mounted on path; it is detached if in use.
+// Nothing there is no error.
+func Unmount(path string) error {
+	for {
+		err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EBUSY) {
+			err = unix.Unmount(path, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+		}
+		switch {
+		case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT):
+			return nil // not a mount, or not any more
+		case err != nil:
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
+}
+
+// Below lists what is mounted on dir or below it, in the order of mounting.
+func Below(dir string) ([]string, error) {
+	dir, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open("/proc/thread-self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var found []string
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		fields := strings.SplitN(lines.Text(), " ", 6)
+		if len(fields) < 6 {
+			continue
+		}
+		path := unescape.Replace(fields[4])
+		if path == dir || strings.HasPrefix(path, dir+"/") {
+			found = append(found, path)
+		}
+	}
+	return found, lines.Err()
+}
+
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+// UnmountBelow takes away all that is mounted on dir or below it.
+func UnmountBelow(dir string) error {
+	paths, err := Below(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range slices.Backward(paths) {
+		errs = append(errs, Unmount(path))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,451 @@
+// Package container runs workloads as OCI containers. It prepares their ground
+// and their file systems in the data directory and has the keeper start and
+// hold them:
+//
+//	pods/<uid>/pod.json                              the pod as it was opened
+//	pods/<uid>/ns/{ipc,uts,pid}                      its pinned namespaces
+//	pods/<uid>/shm                                   its /dev/shm
+//	pods/<uid>/containers/<name>/<attempt>/          upper, work, root
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tutti.dev/tutti/internal/host/cgroup"
+	"tutti.dev/tutti/internal/host/mount"
+	"tutti.dev/tutti/internal/keeper"
+	"tutti.dev/tutti/internal/keeper/protocol"
+	"tutti.dev/tutti/internal/runtime"
+)
+
+// Config of a Runtime.
+type Config struct {
+	// Dir is the data directory.
+	Dir string
+	// CgroupRoot is the control group that holds all others: "tutti-1a2b".
+	CgroupRoot string
+	Keeper     *keeper.Client
+	Log        *slog.Logger
+}
+
+// Runtime implements runtime.Runtime.
+type Runtime struct {
+	Config
+	locks locks
+}
+
+var _ runtime.Runtime = (*Runtime)(nil)
+
+// New returns the runtime of a data directory.
+func New(c Config) (*Runtime, error) {
+	if c.Dir == "" || strings.Trim(c.CgroupRoot, "/") == "" || c.Keeper == nil {
+		return nil, errors.New("container runtime: data directory, cgroup root and keeper are needed")
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	dir, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	c.Dir = dir
+	return &Runtime{Config: c}, nil
+}
+
+// Start implements runtime.Runtime.
+func (r *Runtime) Start(ctx context.Context, w runtime.Workload) (runtime.Status, error) {
+	if w.Name == "" || strings.ContainsAny(w.Pod+w.Name, "/_") {
+		return runtime.Status{}, fmt.Errorf("%w: %q is no name for a container", runtime.ErrInvalid, w.Name)
+	}
+	defer r.locks.lock(w.ID.String())()
+	pod, err := r.pod(w.Pod)
+	if err != nil {
+		return runtime.Status{}, err
+	}
+	dir := r.attemptDir(w.ID)
+	if _, err := os.Stat(dir); err == nil {
+		// Something of it is there: it may have been started.
+		known, err := r.Keeper.Get(ctx, w.ID.String())
+		if err == nil {
+			return r.status(known), nil
+		}
+		if !errors.Is(err, keeper.ErrNotFound) {
+			return runtime.Status{}, fmt.Errorf("start %s: %w", w.ID, err)
+		}
+	}
+	if pod.SharePID {
+		if err := r.startPause(ctx, pod); err != nil {
+			return runtime.Status{}, fmt.Errorf("start %s: %w", w.ID, err)
+		}
+	}
+	started, err := r.start(ctx, pod, w, dir)
+	if err != nil {
+		if cerr := removeAttempt(dir); cerr != nil {
+			r.Log.Error("failed start left something behind", "workload", w.ID.String(), "err", cerr)
+		}
+		return runtime.Status{}, fmt.Errorf("start %s: %w", w.ID, convert(err))
+	}
+	return r.status(started), nil
+}
+
+func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload, dir string) (*protocol.Workload, error) {
+	if err := removeAttempt(dir); err != nil {
+		return nil, err
+	}
+	root := filepath.Join(dir, "root")
+	for _, d := range []string{"upper", "work", "root"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	if err := mount.Overlay(root, w.Layers, filepath.Join(dir, "upper"), filepath.Join(dir, "work")); err != nil {
+		return nil, err
+	}
+	spec, err := r.spec(ctx, pod, w, root)
+	if err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	labels := map[string]string{
+		labelPod: w.Pod, labelName: w.Name, labelAttempt: strconv.Itoa(w.Attempt),
+		labelStopSignal: strconv.Itoa(int(w.StopSignal)),
+	}
+	for k, v := range w.Labels {
+		labels[labelUser+k] = v
+	}
+	return r.Keeper.Start(ctx, w.ID.String(), data, &protocol.Envelope{
+		Log: w.Log, Tty: w.TTY, Stdin: w.Stdin, StdinOnce: w.StdinOnce, Labels: labels,
+	})
+}
+
+// What the keeper keeps for this package, and under labelUser for its caller.
+const (
+	labelPod        = "pod"
+	labelName       = "name"
+	labelAttempt    = "attempt"
+	labelStopSignal = "stop-signal"
+	labelUser       = "label/"
+)
+
+func (r *Runtime) status(w *protocol.Workload) runtime.Status {
+	labels := w.GetEnvelope().GetLabels()
+	attempt, _ := strconv.Atoi(labels[labelAttempt])
+	stop, _ := strconv.Atoi(labels[labelStopSignal])
+	s := runtime.Status{
+		ID:         runtime.ID{Pod: labels[labelPod], Name: labels[labelName], Attempt: attempt},
+		State:      runtime.Running,
+		PID:        int(w.Pid),
+		StartedAt:  time.Unix(0, w.StartedUnixNano).UTC(),
+		Log:        w.GetEnvelope().GetLog(),
+		StopSignal: syscall.Signal(stop),
+	}
+	for k, v := range labels {
+		if name, ok := strings.CutPrefix(k, labelUser); ok {
+			if s.Labels == nil {
+				s.Labels = map[string]string{}
+			}
+			s.Labels[name] = v
+		}
+	}
+	if !w.Running {
+		s.State = runtime.Exited
+		s.FinishedAt = time.Unix(0, w.FinishedUnixNano).UTC()
+		s.ExitCode, s.Signal = int(w.ExitCode), syscall.Signal(w.Signal)
+		s.OOMKilled, s.Unknown = w.OomKilled, w.Unknown
+	}
+	return s
+}
+
+// Signal implements runtime.Runtime.
+func (r *Runtime) Signal(ctx context.Context, id runtime.ID, sig syscall.Signal) error {
+	if err := r.Keeper.Signal(ctx, id.String(), sig); err != nil {
+		return fmt.Errorf("signal %s: %w", id, convert(err))
+	}
+	return nil
+}
+
+// Update implements runtime.Runtime.
+func (r *Runtime) Update(ctx context.Context, id runtime.ID, res runtime.Resources) error {
+	data, err := json.Marshal(resources(res))
+	if err != nil {
+		return err
+	}
+	if err := r.Keeper.Update(ctx, id.String(), data); err != nil {
+		return fmt.Errorf("update %s: %w", id, convert(err))
+	}
+	return nil
+}
+
+// Remove implements runtime.Runtime.
+func (r *Runtime) Remove(ctx context.Context, id runtime.ID) error {
+	defer r.locks.lock(id.String())()
+	if err := r.Keeper.Remove(ctx, id.String(), false); err != nil {
+		return fmt.Errorf("remove %s: %w", id, convert(err))
+	}
+	if err := removeAttempt(r.attemptDir(id)); err != nil {
+		return fmt.Errorf("remove %s: %w", id, err)
+	}
+	// The container's own directory goes with its last attempt.
+	_ = os.Remove(filepath.Dir(r.attemptDir(id)))
+	return nil
+}
+
+// List implements runtime.Runtime.
+func (r *Runtime) List(ctx context.Context) ([]runtime.Status, error) {
+	all, err := r.Keeper.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list workloads: %w", err)
+	}
+	list := make([]runtime.Status, 0, len(all))
+	for _, w := range all {
+		if !isPause(w) {
+			list = append(list, r.status(w))
+		}
+	}
+	return list, nil
+}
+
+// Watch implements runtime.Runtime.
+func (r *Runtime) Watch(ctx context.Context) (<-chan runtime.Status, error) {
+	changes, err := r.Keeper.Watch(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("watch workloads: %w", err)
+	}
+	statuses := make(chan runtime.Status)
+	go func() {
+		defer close(statuses)
+		for w := range changes {
+			if isPause(w) {
+				continue
+			}
+			select {
+			case statuses <- r.status(w):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return statuses, nil
+}
+
+// Exec implements runtime.Runtime.
+func (r *Runtime) Exec(ctx context.Context, id runtime.ID, e runtime.Exec) (int, error) {
+	code, err := r.Keeper.Exec(ctx, id.String(), e.Args, streams(ctx, e.Streams))
+	if err != nil {
+		return 0, fmt.Errorf("exec in %s: %w", id, convert(err))
+	}
+	return code, nil
+}
+
+// Attach implements runtime.Runtime.
+func (r *Runtime) Attach(ctx context.Context, id runtime.ID, s runtime.Streams) error {
+	if err := r.Keeper.Attach(ctx, id.String(), streams(ctx, s)); err != nil {
+		return fmt.Errorf("attach to %s: %w", id, convert(err))
+	}
+	return nil
+}
+
+func streams(ctx context.Context, s runtime.Streams) keeper.Streams {
+	k := keeper.Streams{Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, TTY: s.TTY}
+	if s.Resize != nil {
+		sizes := make(chan keeper.Size, 1)
+		k.Resize = sizes
+		select {
+		case size, ok := <-s.Resize:
+			if ok {
+				sizes <- keeper.Size(size)
+			}
+		default:
+		}
+		go func() {
+			defer close(sizes)
+			for {
+				select {
+				case size, ok := <-s.Resize:
+					if !ok {
+						return
+					}
+					select {
+					case sizes <- keeper.Size(size):
+					case <-ctx.Done():
+						return
+					}
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+	}
+	return k
+}
+
+// Stats implements runtime.Runtime.
+func (r *Runtime) Stats(ctx context.Context, id runtime.ID) (runtime.Stats, error) {
+	s, err := r.Keeper.Stats(ctx, id.String())
+	if err != nil {
+		return runtime.Stats{}, fmt.Errorf("stats of %s: %w", id, convert(err))
+	}
+	return runtime.Stats{
+		Time:          time.Unix(0, s.UnixNano).UTC(),
+		CPU:           time.Duration(s.CpuNanos),
+		Memory:        int64(s.Memory),
+		WorkSet:       int64(s.WorkSet),
+		Processes:     int64(s.Processes),
+		WritableLayer: diskUsage(filepath.Join(r.attemptDir(id), "upper")),
+	}, nil
+}
+
+// diskUsage is what the files below dir occupy; what goes away meanwhile does
+// not count.
+func diskUsage(dir string) (bytes int64) {
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		if info, err := d.Info(); err == nil {
+			if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+				bytes += stat.Blocks * 512
+			}
+		}
+		return nil
+	})
+	return bytes
+}
+
+func (r *Runtime) attemptDir(id runtime.ID) string {
+	return filepath.Join(r.podDir(id.Pod), "containers", id.Name, strconv.Itoa(id.Attempt))
+}
+
+func (r *Runtime) podDir(id string) string { return filepath.Join(r.Dir, "pods", id) }
+
+func (r *Runtime) podCgroup(pod runtime.Pod) string { return path.Join("/", r.CgroupRoot, pod.Cgroup) }
+
+// removeAttempt takes away a container's root and writable layer.
+func removeAttempt(dir string) error {
+	if err := mount.Unmount(filepath.Join(dir, "root")); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// convert turns the keeper's errors into those of the contract.
+func convert(err error) error {
+	for from, to := range map[error]error{
+		keeper.ErrNotFound: runtime.ErrNotFound, keeper.ErrNotRunning: runtime.ErrNotRunning, keeper.ErrInvalid: runtime.ErrInvalid,
+	} {
+		if errors.Is(err, from) {
+			return fmt.Errorf("%w: %s", to, strings.TrimPrefix(err.Error(), from.Error()+": "))
+		}
+	}
+	return err
+}
+
+// Purge takes away all that Runtimes of a data directory have made but the
+// volumes and logs: processes, mounts, control groups, namespaces, writable
+// layers and what the keeper knew. The keeper must have been shut down.
+func Purge(ctx context.Context, dir, cgroupRoot string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	errs := []error{keeper.Shutdown(ctx, filepath.Join(dir, "keeper"))}
+	if strings.Trim(cgroupRoot, "/") != "" {
+		errs = append(errs, cgroup.Remove(cgroupRoot))
+	}
+	pods, err := os.ReadDir(filepath.Join(dir, "pods"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	for _, pod := range pods {
+		errs = append(errs, removeGround(filepath.Join(dir, "pods", pod.Name())))
+	}
+	errs = append(errs,
+		os.RemoveAll(filepath.Join(dir, "keeper", "workloads")),
+		os.RemoveAll(filepath.Join(dir, "keeper", "runc")))
+	return errors.Join(errs...)
+}
+
+// removeGround takes away what this package keeps in a pod's directory, and
+// the directory if nobody else keeps something there.
+func removeGround(dir string) error {
+	errs := []error{}
+	for _, part := range []string{"containers", "ns", "shm"} {
+		part = filepath.Join(dir, part)
+		if _, err := os.Lstat(part); err != nil {
+			continue
+		}
+		if err := mount.UnmountBelow(part); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, os.RemoveAll(part))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(dir, podFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
+}
+
+// locks are locks by name, which exist while somebody holds or wants them.
+type locks struct {
+	mu   sync.Mutex
+	held map[string]*lock
+}
+
+type lock struct {
+	sync.RWMutex
+	users int
+}
+
+func (l *locks) lock(name string) (unlock func()) {
+	k := l.use(name)
+	k.Lock()
+	return func() { k.Unlock(); l.leave(name, k) }
+}
+
+func (l *locks) use(name string) *lock {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held == nil {
+		l.held = map[string]*lock{}
+	}
+	k := l.held[name]
+	if k == nil {
+		k = &lock{}
+		l.held[name] = k
+	}
+	k.users++
+	return k
+}
+
+func (l *locks) leave(name string, k *lock) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k.users--; k.users == 0 {
+		delete(l.held, name)
+	}
+}

@@ -1,0 +1,239 @@
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"tutti.dev/tutti/internal/host/cgroup"
+	"tutti.dev/tutti/internal/host/mount"
+	"tutti.dev/tutti/internal/host/namespace"
+	"tutti.dev/tutti/internal/keeper"
+	"tutti.dev/tutti/internal/keeper/protocol"
+	"tutti.dev/tutti/internal/runtime"
+)
+
+const (
+	podFile = "pod.json"
+	shmSize = 64 << 20
+)
+
+// Open implements runtime.Runtime. Each part of the ground is made if it is
+// not there, so that an Open that was interrupted, or a machine that was
+// restarted, is made good by the next.
+func (r *Runtime) Open(ctx context.Context, pod runtime.Pod) error {
+	if pod.ID == "" || strings.ContainsAny(pod.ID, "/_") {
+		return fmt.Errorf("%w: %q is no pod identifier", runtime.ErrInvalid, pod.ID)
+	}
+	defer r.locks.lock(pod.ID)()
+	if old, err := r.pod(pod.ID); err == nil {
+		pod = old
+	}
+	if err := r.open(ctx, pod); err != nil {
+		return fmt.Errorf("open pod %s: %w", pod.ID, err)
+	}
+	return nil
+}
+
+func (r *Runtime) open(ctx context.Context, pod runtime.Pod) error {
+	dir := r.podDir(pod.ID)
+	ns := filepath.Join(dir, "ns")
+	if err := os.MkdirAll(ns, 0o711); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(dir, podFile)); err != nil {
+		data, err := json.Marshal(pod)
+		if err != nil {
+			return err
+		}
+		path := filepath.Join(dir, podFile)
+		if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+			return err
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			return err
+		}
+	}
+	if !cgroup.Exists(r.podCgroup(pod)) {
+		if err := cgroup.Make(r.podCgroup(pod), limits(pod.Resources)); err != nil {
+			return err
+		}
+	}
+	if err := r.openNamespaces(pod, ns); err != nil {
+		return err
+	}
+	if shm := filepath.Join(dir, "shm"); !pod.HostIPC && !mount.Is(shm) {
+		if err := os.MkdirAll(shm, 0o755); err != nil {
+			return err
+		}
+		if err := mount.Tmpfs(shm, shmSize, 0o777|os.ModeSticky); err != nil {
+			return err
+		}
+	}
+	if pod.SharePID {
+		return r.startPause(ctx, pod)
+	}
+	return nil
+}
+
+// openNamespaces makes the namespaces that are the pod's own but not held by
+// a process. As with the UTS namespace of Kubernetes, a pod on the machine's
+// network has the machine's name.
+func (r *Runtime) openNamespaces(pod runtime.Pod, dir string) error {
+	var kinds []namespace.Kind
+	if !pod.HostIPC && !mount.Is(filepath.Join(dir, string(namespace.IPC))) {
+		kinds = append(kinds, namespace.IPC)
+	}
+	own := pod.NetNS != ""
+	if own && !mount.Is(filepath.Join(dir, string(namespace.UTS))) {
+		kinds = append(kinds, namespace.UTS)
+	}
+	if len(kinds) == 0 {
+		return nil
+	}
+	join := map[namespace.Kind]string{}
+	sysctls := map[string]string{}
+	if own {
+		join[namespace.Net] = pod.NetNS
+		// As containerd does: a port below 1024 or a ping is no privilege in
+		// a network of one's own.
+		sysctls["net.ipv4.ip_unprivileged_port_start"] = "0"
+		sysctls["net.ipv4.ping_group_range"] = "0 2147483647"
+	}
+	for name, value := range pod.Sysctls {
+		sysctls[name] = value
+	}
+	return namespace.Make(dir, kinds, join, func() error {
+		if own {
+			if err := unix.Sethostname([]byte(pod.Hostname)); err != nil {
+				return fmt.Errorf("set host name %q: %w", pod.Hostname, err)
+			}
+		}
+		for name, value := range sysctls {
+			if err := setSysctl(name, value); err != nil {
+				if _, asked := pod.Sysctls[name]; asked {
+					return fmt.Errorf("%w: set sysctl %s=%s: %v", runtime.ErrInvalid, name, value, err)
+				}
+				r.Log.Debug("sysctl not set", "name", name, "err", err)
+			}
+		}
+		return nil
+	})
+}
+
+// setSysctl sets a variable of the calling thread's namespaces. Dots separate
+// the parts of a name; in one that has slashes they do not.
+func setSysctl(name, value string) error {
+	if !strings.Contains(name, "/") {
+		name = strings.ReplaceAll(name, ".", "/")
+	}
+	for _, part := range strings.Split(name, "/") {
+		if part == "" || part == "." || part == ".." {
+			return errors.New("bad name")
+		}
+	}
+	for _, namespaced := range []string{"net/", "kernel/shm", "kernel/msg", "kernel/sem", "fs/mqueue/"} {
+		if strings.HasPrefix(name, namespaced) {
+			return os.WriteFile("/proc/sys/"+name, []byte(value), 0)
+		}
+	}
+	return errors.New("it belongs to the machine, not to the pod")
+}
+
+func (r *Runtime) pod(id string) (pod runtime.Pod, err error) {
+	data, err := os.ReadFile(filepath.Join(r.podDir(id), podFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return pod, fmt.Errorf("pod %s: %w", id, runtime.ErrNotFound)
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &pod)
+	}
+	if err != nil {
+		return pod, fmt.Errorf("read pod %s: %w", id, err)
+	}
+	return pod, nil
+}
+
+// Close implements runtime.Runtime.
+func (r *Runtime) Close(ctx context.Context, podID string) error {
+	if podID == "" || strings.ContainsAny(podID, "/_") {
+		return fmt.Errorf("%w: %q is no pod identifier", runtime.ErrInvalid, podID)
+	}
+	defer r.locks.lock(podID)()
+	if err := r.close(ctx, podID); err != nil {
+		return fmt.Errorf("close pod %s: %w", podID, err)
+	}
+	return nil
+}
+
+func (r *Runtime) close(ctx context.Context, podID string) error {
+	pod, err := r.pod(podID)
+	if err != nil && !errors.Is(err, runtime.ErrNotFound) {
+		r.Log.Warn("pod is unreadable, closing what there is of it", "pod", podID, "err", err)
+	}
+	all, err := r.Keeper.List(ctx)
+	if err != nil {
+		return err
+	}
+	var wait sync.WaitGroup
+	errs := make([]error, len(all))
+	for i, w := range all {
+		if w.GetEnvelope().GetLabels()[labelPod] == podID {
+			wait.Go(func() { errs[i] = r.Keeper.Remove(ctx, w.Id, true) })
+		}
+	}
+	wait.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if pod.Cgroup != "" {
+		if err := cgroup.Remove(r.podCgroup(pod)); err != nil {
+			return err
+		}
+	}
+	return removeGround(r.podDir(podID))
+}
+
+// The first process of a shared PID namespace is a workload that this package
+// does not show. Container names are not empty, so its name cannot be taken.
+func pauseID(pod string) string { return runtime.ID{Pod: pod}.String() }
+
+func isPause(w *protocol.Workload) bool { return w.GetEnvelope().GetLabels()[labelName] == "" }
+
+// startPause makes sure that the pod's shared PID namespace has its init and
+// is pinned.
+func (r *Runtime) startPause(ctx context.Context, pod runtime.Pod) error {
+	defer r.locks.lock("pause " + pod.ID)()
+	pin := filepath.Join(r.podDir(pod.ID), "ns", string(namespace.PID))
+	w, err := r.Keeper.Get(ctx, pauseID(pod.ID))
+	if err == nil && w.Running && mount.Is(pin) {
+		return nil
+	}
+	if err == nil && !w.Running {
+		// All that was in the namespace went with it.
+		err = r.Keeper.Remove(ctx, w.Id, false)
+		if err == nil {
+			err = keeper.ErrNotFound
+		}
+	}
+	if err != nil && !errors.Is(err, keeper.ErrNotFound) {
+		return err
+	}
+	if err != nil {
+		if w, err = r.runPause(ctx, pod); err != nil {
+			return fmt.Errorf("start init of the shared PID namespace: %w", err)
+		}
+	}
+	if err := namespace.Unpin(pin); err != nil {
+		return err
+	}
+	return namespace.Pin(fmt.Sprintf("/proc/%d/ns/pid", w.Pid), pin)
+}

@@ -1,0 +1,383 @@
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/contrib/seccomp"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/cap"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"github.com/moby/sys/user"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"tutti.dev/tutti/internal/host/cgroup"
+	"tutti.dev/tutti/internal/keeper/protocol"
+	"tutti.dev/tutti/internal/runtime"
+)
+
+const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// spec translates a workload into an OCI runtime specification, starting from
+// containerd's defaults.
+func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload, root string) (*specs.Spec, error) {
+	if len(w.Args) == 0 {
+		return nil, fmt.Errorf("%w: no command: neither the image nor the container has one", runtime.ErrInvalid)
+	}
+	s, err := oci.GenerateSpec(namespaces.WithNamespace(ctx, "tutti"), nil, &containers.Container{ID: w.ID.String()})
+	if err != nil {
+		return nil, err
+	}
+	s.Root = &specs.Root{Path: root, Readonly: w.ReadOnlyRoot}
+	p := s.Process
+	p.Args, p.Cwd, p.Terminal = w.Args, w.Dir, w.TTY
+	if p.Cwd == "" {
+		p.Cwd = "/"
+	}
+	if !path.IsAbs(p.Cwd) {
+		return nil, fmt.Errorf("%w: working directory %q is not an absolute path", runtime.ErrInvalid, p.Cwd)
+	}
+	p.Env = environment(pod, w)
+	p.Rlimits = nil
+	p.NoNewPrivileges = w.NoNewPrivileges
+	if p.User, err = resolveUser(root, w); err != nil {
+		return nil, err
+	}
+	p.Capabilities = r.capabilities(w)
+	p.OOMScoreAdj = r.oomScore(w.OOMScoreAdj)
+
+	s.Linux.CgroupsPath = path.Join(r.podCgroup(pod), fmt.Sprintf("%s-%d", w.Name, w.Attempt))
+	devices := s.Linux.Resources.Devices
+	s.Linux.Resources = resources(w.Resources)
+	s.Linux.Resources.Devices = devices
+	s.Linux.Namespaces = r.namespaces(pod, w.Privileged)
+	if w.Privileged || w.Unmasked {
+		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
+	}
+	if w.Privileged {
+		if s.Linux.Devices, err = oci.HostDevices(); err != nil {
+			return nil, fmt.Errorf("list devices: %w", err)
+		}
+		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+	} else if s.Linux.Seccomp, err = filter(s, w.Seccomp); err != nil {
+		return nil, err
+	}
+	if err := r.mounts(s, pod, w); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func environment(pod runtime.Pod, w runtime.Workload) []string {
+	var env []string
+	has := func(name string) bool {
+		return slices.ContainsFunc(w.Env, func(v string) bool { return strings.HasPrefix(v, name+"=") })
+	}
+	if !has("PATH") {
+		env = append(env, defaultPath)
+	}
+	if !has("HOSTNAME") {
+		name := pod.Hostname
+		if pod.NetNS == "" {
+			name, _ = os.Hostname()
+		}
+		env = append(env, "HOSTNAME="+name)
+	}
+	if w.TTY && !has("TERM") {
+		env = append(env, "TERM=xterm")
+	}
+	return append(env, w.Env...)
+}
+
+// resolveUser finds the numbers of a workload's user and groups in its own
+// file system, which is not trusted: links in it lead nowhere else.
+func resolveUser(root string, w runtime.Workload) (specs.User, error) {
+	read := func(name string) io.Reader {
+		handle, err := pathrs.OpenInRoot(root, name)
+		if err != nil {
+			return nil
+		}
+		defer handle.Close()
+		f, err := pathrs.Reopen(handle, unix.O_RDONLY|unix.O_NONBLOCK)
+		if err != nil {
+			return nil
+		}
+		defer f.Close()
+		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+			return nil
+		}
+		data, err := io.ReadAll(io.LimitReader(f, 4<<20))
+		if err != nil {
+			return nil
+		}
+		return strings.NewReader(string(data))
+	}
+	found, err := user.GetExecUser(w.User, nil, read("/etc/passwd"), read("/etc/group"))
+	if err != nil && w.RequireNonRoot {
+		return specs.User{}, fmt.Errorf("%w: user %q has no number in the image: %v", runtime.ErrRunsAsRoot, w.User, err)
+	}
+	if err != nil {
+		return specs.User{}, fmt.Errorf("%w: user %q: %v", runtime.ErrInvalid, w.User, err)
+	}
+	if found.Uid == 0 && w.RequireNonRoot {
+		return specs.User{}, fmt.Errorf("%w: user %q is number 0", runtime.ErrRunsAsRoot, w.User)
+	}
+	u := specs.User{UID: uint32(found.Uid), GID: uint32(found.Gid)}
+	// The primary group is repeated, so that a process cannot get around a
+	// file's denial for that group by dropping it.
+	u.AdditionalGids = []uint32{u.GID}
+	for _, g := range found.Sgids {
+		u.AdditionalGids = append(u.AdditionalGids, uint32(g))
+	}
+	for _, g := range w.Groups {
+		u.AdditionalGids = append(u.AdditionalGids, uint32(g))
+	}
+	slices.Sort(u.AdditionalGids)
+	u.AdditionalGids = slices.Compact(u.AdditionalGids)
+	return u, nil
+}
+
+// held are the capabilities that this machine lets us give.
+var held = sync.OnceValues(cap.Current)
+
+func (r *Runtime) capabilities(w runtime.Workload) *specs.LinuxCapabilities {
+	have, err := held()
+	if err != nil {
+		r.Log.Warn("own capabilities are unknown", "err", err)
+		have = cap.Known()
+	}
+	caps := have
+	if !w.Privileged {
+		caps = nil
+		for _, c := range w.Capabilities {
+			if slices.Contains(have, c) {
+				caps = append(caps, c)
+			} else {
+				r.Log.Warn("capability cannot be given on this machine", "workload", w.ID.String(), "capability", c)
+			}
+		}
+	}
+	return &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
+}
+
+// oomScore is the score to ask for: without CAP_SYS_RESOURCE it cannot be less
+// than that of this process.
+func (r *Runtime) oomScore(want *int) *int {
+	score := 0
+	if want != nil {
+		score = *want
+	}
+	have, err := held()
+	if err == nil && !slices.Contains(have, "CAP_SYS_RESOURCE") {
+		data, err := os.ReadFile("/proc/self/oom_score_adj")
+		own, aerr := strconv.Atoi(strings.TrimSpace(string(data)))
+		if err == nil && aerr == nil && score < own {
+			return &own
+		}
+		if err == nil && aerr == nil && score < 0 {
+			r.Log.Debug("OOM score cannot be lowered on this machine", "want", score, "get", own)
+			return &own
+		}
+	}
+	return &score
+}
+
+func (r *Runtime) namespaces(pod runtime.Pod, privileged bool) []specs.LinuxNamespace {
+	dir := filepath.Join(r.podDir(pod.ID), "ns")
+	list := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if !pod.HostIPC {
+		list = append(list, specs.LinuxNamespace{Type: specs.IPCNamespace, Path: filepath.Join(dir, "ipc")})
+	}
+	if pod.NetNS != "" {
+		list = append(list,
+			specs.LinuxNamespace{Type: specs.UTSNamespace, Path: filepath.Join(dir, "uts")},
+			specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: pod.NetNS})
+	}
+	switch {
+	case pod.HostPID:
+	case pod.SharePID:
+		list = append(list, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: filepath.Join(dir, "pid")})
+	default:
+		list = append(list, specs.LinuxNamespace{Type: specs.PIDNamespace})
+	}
+	if cgroup.Unified() && !privileged {
+		list = append(list, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+	return list
+}
+
+func filter(s *specs.Spec, profile string) (*specs.LinuxSeccomp, error) {
+	switch profile {
+	case "":
+		return nil, nil
+	case "default":
+		return seccomp.DefaultProfile(s), nil
+	}
+	data, err := os.ReadFile(profile)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: seccomp profile: %v", runtime.ErrInvalid, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w", err)
+	}
+	f := new(specs.LinuxSeccomp)
+	if err := json.Unmarshal(data, f); err != nil {
+		return nil, fmt.Errorf("%w: seccomp profile %s: %v", runtime.ErrInvalid, profile, err)
+	}
+	return f, nil
+}
+
+// mounts completes the usual mounts by the pod's and the workload's own.
+func (r *Runtime) mounts(s *specs.Spec, pod runtime.Pod, w runtime.Workload) error {
+	shm := filepath.Join(r.podDir(pod.ID), "shm")
+	if pod.HostIPC {
+		shm = "/dev/shm"
+	}
+	access := "ro"
+	if w.Privileged {
+		access = "rw"
+	}
+	usual := []specs.Mount{}
+	for _, m := range s.Mounts {
+		switch m.Destination {
+		case "/run": // images bring their own
+			continue
+		case "/dev/shm":
+			m = specs.Mount{Destination: m.Destination, Type: "bind", Source: shm, Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev"}}
+		case "/sys":
+			m.Options = []string{"nosuid", "noexec", "nodev", access}
+		}
+		usual = append(usual, m)
+	}
+	usual = append(usual, specs.Mount{
+		Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
+		Options: []string{"nosuid", "noexec", "nodev", "relatime", access},
+	})
+
+	own := slices.Clone(w.Mounts)
+	slices.SortStableFunc(own, func(a, b runtime.Mount) int {
+		return strings.Count(path.Clean(a.Target), "/") - strings.Count(path.Clean(b.Target), "/")
+	})
+	s.Mounts = slices.DeleteFunc(usual, func(m specs.Mount) bool {
+		return slices.ContainsFunc(own, func(o runtime.Mount) bool { return path.Clean(o.Target) == m.Destination })
+	})
+	for _, m := range own {
+		if !path.IsAbs(m.Target) {
+			return fmt.Errorf("%w: mount on %q: not an absolute path", runtime.ErrInvalid, m.Target)
+		}
+		if _, err := os.Stat(m.Source); err != nil {
+			return fmt.Errorf("%w: mount on %s: %v", runtime.ErrInvalid, m.Target, err)
+		}
+		options := []string{"rbind"}
+		switch m.Propagation {
+		case "", "private":
+			options = append(options, "rprivate")
+		case "rslave", "rshared":
+			options = append(options, m.Propagation)
+			if s.Linux.RootfsPropagation != "rshared" {
+				s.Linux.RootfsPropagation = m.Propagation
+			}
+		default:
+			return fmt.Errorf("%w: mount on %s: unknown propagation %q", runtime.ErrInvalid, m.Target, m.Propagation)
+		}
+		switch {
+		case m.ReadOnly && m.RecursiveReadOnly:
+			options = append(options, "rro")
+		case m.ReadOnly:
+			options = append(options, "ro")
+		}
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: path.Clean(m.Target), Type: "bind", Source: m.Source, Options: options})
+	}
+	return nil
+}
+
+func resources(r runtime.Resources) *specs.LinuxResources {
+	l := &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: r.CPUSet}, Memory: &specs.LinuxMemory{}}
+	if r.CPUShares > 0 {
+		shares := uint64(r.CPUShares)
+		l.CPU.Shares = &shares
+	}
+	if r.CPUQuota != 0 {
+		l.CPU.Quota = &r.CPUQuota
+	}
+	if r.CPUPeriod > 0 {
+		period := uint64(r.CPUPeriod)
+		l.CPU.Period = &period
+	}
+	if r.Memory > 0 {
+		l.Memory.Limit = &r.Memory
+		if cgroup.SwapLimited() {
+			l.Memory.Swap = &r.Memory // memory and swap together: no swap
+		}
+	}
+	if r.Pids > 0 {
+		l.Pids = &specs.LinuxPids{Limit: &r.Pids}
+	}
+	for size, limit := range r.HugePages {
+		l.HugepageLimits = append(l.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size, Limit: uint64(limit)})
+	}
+	if cgroup.Unified() {
+		// A container is one thing: when memory runs out, all of it goes.
+		l.Unified = map[string]string{"memory.oom.group": "1"}
+	}
+	return l
+}
+
+func limits(r runtime.Resources) cgroup.Limits {
+	return cgroup.Limits{
+		CPUShares: r.CPUShares, CPUQuota: r.CPUQuota, CPUPeriod: r.CPUPeriod,
+		Memory: r.Memory, Pids: r.Pids, HugePages: r.HugePages, CPUSet: r.CPUSet,
+	}
+}
+
+// runPause starts the pod's init: the keeper's own program in another life, on
+// a root that holds nothing else.
+func (r *Runtime) runPause(ctx context.Context, pod runtime.Pod) (*protocol.Workload, error) {
+	binary, err := r.Keeper.Binary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	root := filepath.Join(r.podDir(pod.ID), "ns", "root")
+	for _, d := range []string{"", "proc", "dev", "sys"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	s, err := oci.GenerateSpec(namespaces.WithNamespace(ctx, "tutti"), nil, &containers.Container{ID: pauseID(pod.ID)})
+	if err != nil {
+		return nil, err
+	}
+	s.Root = &specs.Root{Path: root, Readonly: true}
+	s.Process.Args, s.Process.Cwd, s.Process.Env = []string{"/init", "pause"}, "/", nil
+	s.Process.Capabilities = &specs.LinuxCapabilities{}
+	s.Process.User = specs.User{UID: 65534, GID: 65534}
+	s.Process.Rlimits = nil
+	s.Process.OOMScoreAdj = r.oomScore(new(-998))
+	s.Linux.CgroupsPath = path.Join(r.podCgroup(pod), "init")
+	s.Linux.Namespaces = r.namespaces(runtime.Pod{ID: pod.ID, NetNS: pod.NetNS, HostIPC: pod.HostIPC}, false)
+	s.Mounts = []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755", "size=64k"}},
+		{Destination: "/init", Type: "bind", Source: binary, Options: []string{"rbind", "rprivate", "ro"}},
+	}
+	data, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	return r.Keeper.Start(ctx, pauseID(pod.ID), data, &protocol.Envelope{
+		Log: os.DevNull, Labels: map[string]string{labelPod: pod.ID, labelAttempt: "0"},
+	})
+}
