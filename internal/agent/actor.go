@@ -2,12 +2,14 @@ package agent
 
 import (
 	"context"
+	"maps"
 	"strconv"
 	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/runtime"
@@ -19,23 +21,25 @@ type actor struct {
 	a   *Agent
 	uid string
 
-	wake chan struct{}
-	done chan struct{}
+	wake  chan struct{}
+	done  chan struct{} // closed when the loop has ended
+	still chan struct{} // closed when the pod was halted and nothing runs
 
-	mu   sync.Mutex
-	o    pod.Observed
-	rt   runtime.Runtime
-	held string // reason why there is no runtime for the pod
+	mu     sync.Mutex
+	o      pod.Observed
+	rt     runtime.Runtime
+	absent bool // the informer does not have the pod any more
 	// under way, by key of the step; the function cancels it.
 	steps map[string]context.CancelFunc
 
 	status statusWriter
+	halted func() // closes still, once
 }
 
 func newActor(a *Agent, p *v1.Pod, runs []pod.Run) *actor {
 	x := &actor{
 		a: a, uid: string(p.UID),
-		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), done: make(chan struct{}), still: make(chan struct{}),
 		steps: map[string]context.CancelFunc{},
 		o: pod.Observed{
 			Pod: p, Prior: *p.Status.DeepCopy(),
@@ -46,11 +50,11 @@ func newActor(a *Agent, p *v1.Pod, runs []pod.Run) *actor {
 		},
 	}
 	x.status.init(x)
+	x.halted = sync.OnceFunc(func() { close(x.still) })
 	x.o.Runs = pod.Recover(p, runs, time.Now())
 	for i := range x.o.Runs {
 		x.readMessage(&x.o.Runs[i])
 	}
-	x.o.Halt, x.o.HaltGrace = a.halting()
 	return x
 }
 
@@ -88,11 +92,28 @@ func (x *actor) container(id runtime.ID, f func(c *pod.Container)) {
 
 // setPod takes a newer version of the pod from the API.
 func (x *actor) setPod(p *v1.Pod) {
+	var changed bool
 	x.change(func(o *pod.Observed) {
-		if newer(p, o.Pod) {
-			o.Pod = p
+		if !newer(p, o.Pod) {
+			return
 		}
+		changed = p.Generation != o.Pod.Generation
+		if !maps.Equal(p.Labels, o.Pod.Labels) || !maps.Equal(p.Annotations, o.Pod.Annotations) {
+			o.Volumes.Ready = false // some show labels and annotations
+		}
+		o.Pod = p
 	})
+	if changed {
+		x.considerResize()
+	}
+}
+
+// considerResize asks whether the machine takes the pod with the resources
+// that it has now.
+func (x *actor) considerResize() {
+	p := x.pod()
+	refusal := x.a.gate.resize(p, x.a.node.Node())
+	x.change(func(o *pod.Observed) { o.Resize = refusal })
 }
 
 // newer compares versions of one object; without versions (tests) the last
@@ -121,7 +142,7 @@ func (x *actor) setRun(s runtime.Status) {
 		o.Runs = append(o.Runs, r)
 	})
 	if s.State == runtime.Exited {
-		x.a.probes.Remove(s.ID)
+		x.a.Probes.Remove(s.ID)
 	}
 }
 
@@ -145,21 +166,27 @@ func (x *actor) setRuns(list []runtime.Status) {
 // run is the actor's loop; it ends with ctx or with the pod.
 func (x *actor) run(ctx context.Context) {
 	defer close(x.done)
-	x.resume(ctx)
+	x.resume()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		x.mu.Lock()
 		d, before := x.decide()
-		pod, halt := x.o.Pod, x.o.Halt
-		written := equality.Semantic.DeepEqual(pod.Status, d.Status)
+		p, halt, gone := x.o.Pod, x.o.Halt, x.o.Gone
+		written := equality.Semantic.DeepEqual(p.Status, d.Status)
 		x.mu.Unlock()
 
-		if !halt {
-			x.a.report(pod, &before, &d.Status)
-			if !written && !x.gone() {
+		if !halt && !gone {
+			x.a.report(p, &before, &d.Status)
+			if !written {
 				x.status.put(ctx, d.Status)
 			}
+		}
+		if d.Still && halt {
+			x.halted()
+		}
+		if podutil.IsPodPhaseTerminal(d.Status.Phase) {
+			x.a.leave(x.uid)
 		}
 		for _, s := range d.Steps {
 			x.begin(ctx, s)
@@ -187,7 +214,8 @@ func (x *actor) decide() (pod.Decision, v1.PodStatus) {
 	x.o.Now = time.Now()
 	for i := range x.o.Runs {
 		if r := &x.o.Runs[i]; r.State == runtime.Running {
-			x.o.Probes[r.ID] = x.a.probes.Result(r.ID)
+			p := x.a.Probes.Result(r.ID)
+			x.o.Probes[r.ID] = pod.Probe{Started: p.Started, Ready: p.Ready, LivenessFailed: p.LivenessFailed, StartupFailed: p.StartupFailed}
 		} else {
 			delete(x.o.Probes, r.ID)
 		}
@@ -196,6 +224,12 @@ func (x *actor) decide() (pod.Decision, v1.PodStatus) {
 	d := pod.Decide(&x.o)
 	x.o.Prior = d.Status
 	return d, before
+}
+
+func (x *actor) isAbsent() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.absent
 }
 
 func (x *actor) gone() bool {
@@ -216,20 +250,24 @@ func (x *actor) desired() *v1.Pod {
 
 // resume takes up what ran before this agent did: probes of what runs, and
 // the decision whether the machine takes the pod at all.
-func (x *actor) resume(ctx context.Context) {
+func (x *actor) resume() {
 	p := x.desired()
-	rt, held := x.a.runtimeOf(ctx, p)
+	rt, _ := x.a.runtimeOf(p)
 	x.mu.Lock()
-	x.rt, x.held = rt, held
+	x.rt = rt
 	x.mu.Unlock()
 	for c, kind := range containersOf(p) {
 		for _, r := range x.runs() {
 			if r.Name == c.Name && r.State == runtime.Running && kind != initContainer {
-				x.a.probes.Add(p, c, r.ID, p.Status.PodIP)
+				x.a.Probes.Add(p, c, r.ID, p.Status.PodIP)
 			}
 		}
 	}
-	if refusal := x.a.admit(p, len(x.runs()) > 0); refusal != nil {
+	if x.gone() {
+		return
+	}
+	if refusal := x.a.gate.take(p, len(x.runs()) > 0); refusal != nil {
+		x.a.event(p, "", v1.EventTypeWarning, refusal.Reason, refusal.Message)
 		x.change(func(o *pod.Observed) { o.Refusal = refusal })
 	}
 }

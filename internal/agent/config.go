@@ -22,7 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"tutti.dev/tutti/internal/agent/pod"
+	"tutti.dev/tutti/internal/agent/probe"
 	"tutti.dev/tutti/internal/image"
 	"tutti.dev/tutti/internal/network"
 	"tutti.dev/tutti/internal/runtime"
@@ -45,8 +45,9 @@ type Config struct {
 	Runtimes map[string]runtime.Runtime
 	Images   image.Store
 	Network  Network
-	// Volumes are those of the pods; nil makes the agent's own over DataDir.
+	// Volumes and Probes are the agent's own when nil.
 	Volumes Volumes
+	Probes  Probes
 	// MaxPods is how many pods the machine takes; 0 is 250.
 	MaxPods int
 	// Port is where the kubelet's endpoints are served, for the Node's status;
@@ -72,10 +73,17 @@ type Network interface {
 type Volumes interface {
 	// Prepare makes all volumes of the pod ready, or says why one is not yet.
 	Prepare(ctx context.Context, p *v1.Pod) error
-	// Mounts are those of one container of a prepared pod.
-	Mounts(p *v1.Pod, c *v1.Container) ([]runtime.Mount, error)
+	// Mounts are those of one run of a container of a prepared pod.
+	Mounts(p *v1.Pod, c *v1.Container, attempt int, env, podIPs []string) ([]runtime.Mount, error)
 	// Remove takes the pod's volumes from the machine; unknown is no error.
 	Remove(ctx context.Context, uid types.UID) error
+	VolumePath(uid types.UID, name string) (string, error)
+	// Hostname is what the pod's programs see as their host's name.
+	Hostname(p *v1.Pod) (string, error)
+	// TerminationMessage is what an ended run left to say.
+	TerminationMessage(ctx context.Context, p *v1.Pod, c *v1.Container, attempt int, log string, failed bool) (string, error)
+	GetConfigMap(ctx context.Context, namespace, name string) (*v1.ConfigMap, error)
+	GetSecret(ctx context.Context, namespace, name string) (*v1.Secret, error)
 }
 
 // Probes is what the agent needs of probes. A change of a result wakes the
@@ -85,14 +93,8 @@ type Probes interface {
 	// Quiet ends startup and liveness probes of a run that is being stopped.
 	Quiet(id runtime.ID)
 	Remove(id runtime.ID)
-	Result(id runtime.ID) pod.Probe
+	Result(id runtime.ID) probe.Result
 }
-
-// hooks runs lifecycle hooks.
-type hooks func(ctx context.Context, h *v1.LifecycleHandler, p *v1.Pod, c *v1.Container, id runtime.ID, podIP string) error
-
-// environment says what a container's program is started with.
-type environment func(ctx context.Context, p *v1.Pod, c *v1.Container, img image.Config) (args, env []string, err error)
 
 func (c *Config) validate() error {
 	var errs []error

@@ -3,13 +3,10 @@ package agent
 import (
 	"context"
 	"iter"
-	"os"
-	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
-	"k8s.io/cri-client/pkg/logs"
 
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/runtime"
@@ -65,67 +62,16 @@ func graceOf(p *v1.Pod) time.Duration {
 	return v1.DefaultTerminationGracePeriodSeconds * time.Second
 }
 
-const (
-	// labelTerminationLog is where, on this machine, a workload may leave a
-	// word about its end.
-	labelTerminationLog = "tutti.dev/termination-log"
-
-	// What an end may tell, as in a kubelet.
-	messageBytes    = 4096
-	messageLogBytes = 2048
-	messageLogLines = 80
-)
-
-func terminationLog(c *v1.Container, mounts []runtime.Mount) string {
-	for _, m := range mounts {
-		if m.Target == c.TerminationMessagePath {
-			return m.Source
-		}
-	}
-	return ""
-}
-
 // readMessage adds to an ended run what its container left to say.
 func (x *actor) readMessage(r *pod.Run) {
-	if r.State != runtime.Exited || r.Message != "" {
+	p := x.pod()
+	c, _ := containerOf(p, r.Name)
+	if r.State != runtime.Exited || r.Message != "" || c == nil {
 		return
 	}
-	if path := r.Labels[labelTerminationLog]; path != "" {
-		r.Message = tail(path, messageBytes)
-	}
-	c, _ := containerOf(x.pod(), r.Name)
-	if r.Message == "" && c != nil && c.TerminationMessagePolicy == v1.TerminationMessageFallbackToLogsOnError && r.ExitCode != 0 && r.Log != "" {
-		r.Message = lastLines(r.Log)
-	}
-}
-
-// tail reads the end of a file; a file that cannot be read says nothing.
-func tail(path string, most int64) string {
-	f, err := os.Open(path)
+	message, err := x.a.Volumes.TerminationMessage(context.Background(), p, c, r.Attempt, r.Log, r.ExitCode != 0)
 	if err != nil {
-		return ""
+		message = "Error on reading termination message: " + err.Error()
 	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return ""
-	} else if st.Size() > most {
-		if _, err := f.Seek(-most, 2); err != nil {
-			return ""
-		}
-	}
-	b := make([]byte, most)
-	n, _ := f.Read(b)
-	return string(b[:n])
-}
-
-// lastLines reads the end of a container's log.
-func lastLines(path string) string {
-	lines := int64(messageLogLines)
-	var b strings.Builder
-	opts := logs.NewLogOptions(&v1.PodLogOptions{TailLines: &lines}, time.Now())
-	if err := logs.ReadLogs(context.Background(), path, "", opts, nil, &b, &b); err != nil {
-		return ""
-	}
-	s := b.String()
-	return s[max(0, len(s)-messageLogBytes):]
+	r.Message = message
 }

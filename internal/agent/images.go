@@ -84,7 +84,7 @@ func (x *actor) pull(ctx context.Context, p *v1.Pod, c *v1.Container, ref refere
 func (a *Agent) auths(ctx context.Context, p *v1.Pod, ref reference.Named) ([]image.Auth, error) {
 	var list []v1.Secret
 	for _, s := range p.Spec.ImagePullSecrets {
-		secret, err := a.objects.GetSecret(ctx, p.Namespace, s.Name)
+		secret, err := a.Volumes.GetSecret(ctx, p.Namespace, s.Name)
 		if err != nil {
 			// As in a kubelet: the image may be public after all.
 			a.event(p, "", v1.EventTypeWarning, "FailedToRetrieveImagePullSecret",

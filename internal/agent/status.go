@@ -6,6 +6,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
@@ -90,6 +91,9 @@ func (w *statusWriter) run(ctx context.Context) {
 // that nothing of the other is lost.
 func (w *statusWriter) write(ctx context.Context, s *v1.PodStatus) error {
 	p := *w.x.pod()
+	if equality.Semantic.DeepEqual(p.Status, *s) {
+		return nil
+	}
 	p.Status = *s
 	pods := w.x.a.client.CoreV1().Pods(p.Namespace)
 	got, err := pods.UpdateStatus(ctx, &p, metav1.UpdateOptions{})

@@ -6,17 +6,23 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"syscall"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/kubernetes/pkg/kubelet/events"
 
+	"tutti.dev/tutti/internal/agent/env"
+	"tutti.dev/tutti/internal/agent/hook"
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/translate"
+	"tutti.dev/tutti/internal/image"
 	"tutti.dev/tutti/internal/runtime"
 )
 
@@ -37,7 +43,7 @@ func (x *actor) carryOut(ctx context.Context, s pod.Step) {
 	case pod.OpenGround:
 		x.part(&x.o.Ground, events.FailedCreatePodSandBox, "Failed to create pod sandbox: ", x.openGround(ctx))
 	case pod.PrepareVolumes:
-		x.part(&x.o.Volumes, events.FailedMountVolume, "", x.a.volumes.Prepare(ctx, x.desired()))
+		x.part(&x.o.Volumes, events.FailedMountVolume, "", x.a.Volumes.Prepare(ctx, x.desired()))
 	case pod.GetImage:
 		x.getImage(ctx, s)
 	case pod.Start:
@@ -98,7 +104,7 @@ func (x *actor) faults(p *pod.Part) int {
 // openGround attaches the pod to the network and opens it in its runtime.
 func (x *actor) openGround(ctx context.Context) error {
 	p := x.desired()
-	rt, err := x.runtime(ctx)
+	rt, err := x.runtime()
 	if err != nil {
 		return err
 	}
@@ -118,40 +124,37 @@ func (x *actor) openGround(ctx context.Context) error {
 		netns = at.NetNS
 		x.change(func(o *pod.Observed) { o.IPs = at.IPs })
 	}
-	ground, err := translate.Pod(p, x.a.machine, netns)
+	hostname, err := x.a.Volumes.Hostname(p)
 	if err != nil {
 		return err
 	}
-	if err := rt.Open(ctx, ground); err != nil {
+	if err := rt.Open(ctx, translate.Pod(p, hostname, netns)); err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
 	return nil
 }
 
 // runtime returns the pod's runtime, or why it has none.
-func (x *actor) runtime(ctx context.Context) (runtime.Runtime, error) {
+func (x *actor) runtime() (runtime.Runtime, error) {
 	x.mu.Lock()
-	rt, held := x.rt, x.held
-	p := x.o.Pod
-	x.mu.Unlock()
-	if rt == nil {
-		// A RuntimeClass may have come since.
-		if rt, held = x.a.runtimeOf(ctx, p); rt == nil {
-			return nil, errors.New(held)
+	defer x.mu.Unlock()
+	if x.rt == nil {
+		// Its RuntimeClass may have come since.
+		rt, why := x.a.runtimeOf(x.o.Pod)
+		if rt == nil {
+			return nil, errors.New(why)
 		}
-		x.mu.Lock()
 		x.rt = rt
-		x.mu.Unlock()
 	}
-	return rt, nil
+	return x.rt, nil
 }
 
 // start runs one attempt of a container and then its postStart hook.
 func (x *actor) start(ctx context.Context, s pod.Step) {
 	p := x.desired()
 	c, kind := containerOf(p, s.Container)
-	hook := c.Lifecycle != nil && c.Lifecycle.PostStart != nil
-	x.container(s.ID, func(k *pod.Container) { k.Starting, k.Hook = true, hook })
+	hooked := c.Lifecycle != nil && c.Lifecycle.PostStart != nil
+	x.container(s.ID, func(k *pod.Container) { k.Starting, k.Hook = true, hooked })
 	defer x.container(s.ID, func(k *pod.Container) { k.Starting, k.Hook = false, false })
 
 	if why, err := x.launch(ctx, p, c, s.ID); err != nil {
@@ -175,13 +178,13 @@ func (x *actor) start(ctx context.Context, s pod.Step) {
 	x.a.event(p, c.Name, v1.EventTypeNormal, events.CreatedContainer, "Container created")
 	x.a.event(p, c.Name, v1.EventTypeNormal, events.StartedContainer, "Container started")
 	if kind != initContainer {
-		x.a.probes.Add(x.pod(), c, s.ID, p.Status.PodIP)
+		x.a.Probes.Add(x.pod(), c, s.ID, p.Status.PodIP)
 	}
 	x.container(s.ID, func(k *pod.Container) { k.Starting, k.Fault = false, nil })
-	if !hook {
+	if !hooked {
 		return
 	}
-	if err := x.a.hook(ctx, c.Lifecycle.PostStart, p, c, s.ID, p.Status.PodIP); err != nil && ctx.Err() == nil {
+	if err := hook.Run(ctx, c.Lifecycle.PostStart, c, s.ID, p.Status.PodIP, x.a.exec); err != nil && ctx.Err() == nil {
 		x.a.event(p, c.Name, v1.EventTypeWarning, events.FailedPostStartHook, "PostStartHook failed")
 		x.a.log.Warn("postStart hook failed", "pod", x.uid, "container", c.Name, "err", err)
 		x.beginStop(ctx, pod.Step{Container: c.Name, ID: s.ID, Grace: graceOf(p), Why: "FailedPostStartHook"})
@@ -191,7 +194,7 @@ func (x *actor) start(ctx context.Context, s pod.Step) {
 // launch asks the runtime to run an attempt. On failure it also says with
 // what reason the API is to show it.
 func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runtime.ID) (reason string, err error) {
-	rt, err := x.runtime(ctx)
+	rt, err := x.runtime()
 	if err != nil {
 		return pod.ReasonCreate, err
 	}
@@ -205,22 +208,21 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	if err != nil {
 		return pod.ReasonCreate, fmt.Errorf("hold image %s: %w", c.Image, err)
 	}
-	args, env, err := x.a.environment(ctx, p, c, img.Config)
+	args, vars, err := x.program(ctx, p, c, img.Config)
 	if err != nil {
 		return pod.ReasonConfig, err
 	}
-	mounts, err := x.a.volumes.Mounts(p, c)
+	mounts, err := x.a.Volumes.Mounts(p, c, id.Attempt, vars, podIPs(p))
 	if err != nil {
 		return pod.ReasonConfig, err
 	}
 	w, err := translate.Workload(translate.Input{
 		Pod: p, Container: c, Attempt: id.Attempt, Image: img, ImageID: imageID(img), Layers: layers,
-		Args: args, Env: env, Mounts: mounts,
+		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts,
 	}, x.a.machine)
 	if err != nil {
 		return pod.ReasonConfig, err
 	}
-	w.Labels[labelTerminationLog] = terminationLog(c, mounts)
 	if err := os.MkdirAll(filepath.Dir(w.Log), 0o755); err != nil {
 		return pod.ReasonCreate, fmt.Errorf("make log directory: %w", err)
 	}
@@ -235,6 +237,71 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 		return pod.ReasonStart, err
 	}
 	return pod.ReasonRun, err
+}
+
+// program says what a container runs, and the variables that the pod gives to
+// it.
+func (x *actor) program(ctx context.Context, p *v1.Pod, c *v1.Container, img image.Config) (args, vars []string, err error) {
+	services, err := x.a.services.List(labels.Everything())
+	if err != nil {
+		return nil, nil, fmt.Errorf("list services: %w", err)
+	}
+	vars, err = env.Expand(ctx, env.Input{
+		Pod: p, Container: c, Objects: x.a.Volumes, Services: services,
+		Allocatable: x.a.node.Node().Status.Allocatable,
+		VolumePath:  func(name string) (string, error) { return x.a.Volumes.VolumePath(p.UID, name) },
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	args, err = env.Command(c, img, vars)
+	return args, vars, err
+}
+
+// exec runs a program in one of the pod's containers, for probes and hooks.
+func (a *Agent) exec(ctx context.Context, id runtime.ID, argv []string) (int, []byte, error) {
+	a.mu.Lock()
+	x := a.actors[id.Pod]
+	a.mu.Unlock()
+	if x == nil {
+		return 0, nil, fmt.Errorf("exec in %s: %w", id, runtime.ErrNotFound)
+	}
+	rt, err := x.runtime()
+	if err != nil {
+		return 0, nil, err
+	}
+	out := &output{}
+	code, err := rt.Exec(ctx, id, runtime.Exec{Args: argv, Streams: runtime.Streams{Stdout: out, Stderr: out}})
+	return code, out.bytes(), err
+}
+
+// output keeps what a program writes, up to a bound.
+type output struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+const maxOutput = 10 << 10
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.b = append(o.b, p[:min(len(p), maxOutput-len(o.b))]...)
+	return len(p), nil
+}
+
+func (o *output) bytes() []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.b)
+}
+
+func podIPs(p *v1.Pod) []string {
+	var ips []string
+	for _, ip := range p.Status.PodIPs {
+		ips = append(ips, ip.IP)
+	}
+	return ips
 }
 
 // restarted notes a restart for the back-off.
@@ -274,11 +341,11 @@ func (x *actor) stopped(id runtime.ID, f func(s *pod.Stop)) {
 func (x *actor) beginStop(ctx context.Context, s pod.Step) {
 	p := x.desired()
 	c, _ := containerOf(p, s.Container)
-	hook := c != nil && c.Lifecycle != nil && c.Lifecycle.PreStop != nil && s.Grace > 0
-	x.a.probes.Quiet(s.ID)
+	hooked := c != nil && c.Lifecycle != nil && c.Lifecycle.PreStop != nil && s.Grace > 0
+	x.a.Probes.Quiet(s.ID)
 	x.stopped(s.ID, func(st *pod.Stop) {
 		if st.Begun.IsZero() {
-			*st = pod.Stop{Begun: time.Now(), Grace: s.Grace, Hook: hook, Restart: s.Restart}
+			*st = pod.Stop{Begun: time.Now(), Grace: s.Grace, Hook: hooked, Restart: s.Restart}
 		}
 	})
 	why := s.Why
@@ -286,12 +353,12 @@ func (x *actor) beginStop(ctx context.Context, s pod.Step) {
 		why = withName(s.Why, c.Name)
 	}
 	x.a.event(p, s.Container, v1.EventTypeNormal, events.KillingContainer, why)
-	if !hook {
+	if !hooked {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.Grace)
 	defer cancel()
-	if err := x.a.hook(ctx, c.Lifecycle.PreStop, p, c, s.ID, p.Status.PodIP); err != nil {
+	if err := hook.Run(ctx, c.Lifecycle.PreStop, c, s.ID, p.Status.PodIP, x.a.exec); err != nil {
 		x.a.event(p, c.Name, v1.EventTypeWarning, events.FailedPreStopHook, "PreStopHook failed")
 		x.a.log.Warn("preStop hook failed", "pod", x.uid, "container", c.Name, "err", err)
 	}
@@ -314,7 +381,7 @@ func (x *actor) terminate(ctx context.Context, id runtime.ID) error {
 }
 
 func (x *actor) signal(ctx context.Context, id runtime.ID, sig syscall.Signal) error {
-	rt, err := x.runtime(ctx)
+	rt, err := x.runtime()
 	if err != nil {
 		return err
 	}
@@ -328,7 +395,7 @@ func (x *actor) signal(ctx context.Context, id runtime.ID, sig syscall.Signal) e
 func (x *actor) resize(ctx context.Context, s pod.Step) error {
 	p := x.desired()
 	c, _ := containerOf(p, s.Container)
-	rt, err := x.runtime(ctx)
+	rt, err := x.runtime()
 	if err != nil {
 		return err
 	}
@@ -341,7 +408,7 @@ func (x *actor) resize(ctx context.Context, s pod.Step) error {
 
 // remove forgets a run and its log.
 func (x *actor) remove(ctx context.Context, id runtime.ID) error {
-	rt, err := x.runtime(ctx)
+	rt, err := x.runtime()
 	if err != nil {
 		return err
 	}
@@ -369,12 +436,12 @@ func (x *actor) remove(ctx context.Context, id runtime.ID) error {
 // API does not have it any more.
 func (x *actor) close(ctx context.Context) error {
 	p := x.pod()
-	if rt, err := x.runtime(ctx); err == nil {
+	if rt, err := x.runtime(); err == nil {
 		if err := rt.Close(ctx, x.uid); err != nil {
 			return fmt.Errorf("close: %w", err)
 		}
 	}
-	if err := x.a.volumes.Remove(ctx, p.UID); err != nil {
+	if err := x.a.Volumes.Remove(ctx, p.UID); err != nil {
 		return fmt.Errorf("remove volumes: %w", err)
 	}
 	if !p.Spec.HostNetwork {

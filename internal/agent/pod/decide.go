@@ -56,6 +56,8 @@ type Decision struct {
 	Steps  []Step
 	Wake   time.Time
 	Status v1.PodStatus
+	// Still says that nothing of the pod runs or is about to.
+	Still bool
 	// Done says that the pod is finished with: the API does not have it and
 	// nothing of it is left here.
 	Done bool
@@ -89,6 +91,7 @@ func Decide(o *Observed) Decision {
 	default:
 		d.run()
 	}
+	d.Still = !o.running() && !o.starting()
 	d.Status = d.status()
 	return d.Decision
 }

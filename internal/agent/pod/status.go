@@ -382,7 +382,7 @@ func (d *decider) conditions(s *v1.PodStatus) {
 	all := slices.Concat(s.InitContainerStatuses, s.ContainerStatuses)
 	s.Conditions = append(s.Conditions, d.resizeConditions(generation)...)
 	s.Conditions = append(s.Conditions,
-		v1.PodCondition{Type: v1.PodReadyToStartContainers, Status: status(o.Ground.Ready && !d.settled()), ObservedGeneration: generation},
+		v1.PodCondition{Type: v1.PodReadyToStartContainers, Status: status((o.Ground.Ready || o.running()) && !d.settled()), ObservedGeneration: generation},
 		kubestatus.GeneratePodInitializedCondition(pod, &o.Prior, all, s.Phase))
 	s.Conditions = append(s.Conditions,
 		kubestatus.GeneratePodReadyCondition(pod, &o.Prior, s.Conditions, all, s.Phase),

@@ -35,20 +35,14 @@ var defaultCapabilities = []string{
 
 // Machine is what translation needs to know of this machine.
 type Machine struct {
-	Hostname      string
-	ClusterDomain string
-	MemoryBytes   int64
+	MemoryBytes int64
 	// DataDir holds logs/ and, in seccomp/, the profiles that pods may name.
 	DataDir string
 }
 
 // Pod translates what the workloads of a pod share. netns is the path of its
 // pinned network namespace, "" for the machine's.
-func Pod(p *v1.Pod, m Machine, netns string) (runtime.Pod, error) {
-	hostname, _, err := Hostname(p, m)
-	if err != nil {
-		return runtime.Pod{}, err
-	}
+func Pod(p *v1.Pod, hostname, netns string) runtime.Pod {
 	return runtime.Pod{
 		ID:       string(p.UID),
 		Hostname: hostname,
@@ -58,40 +52,7 @@ func Pod(p *v1.Pod, m Machine, netns string) (runtime.Pod, error) {
 		SharePID: p.Spec.ShareProcessNamespace != nil && *p.Spec.ShareProcessNamespace,
 		Cgroup:   Cgroup(p), Resources: PodResources(p),
 		Sysctls: sysctls(p),
-	}, nil
-}
-
-// Hostname returns the name that the pod's programs see of their host, and
-// the fully qualified one ("" when the pod has no subdomain).
-func Hostname(p *v1.Pod, m Machine) (name, fqdn string, err error) {
-	if p.Spec.HostNetwork {
-		return m.Hostname, "", nil
 	}
-	const most = 63 // HOST_NAME_MAX is 64; DNS labels have 63
-	if o := p.Spec.HostnameOverride; o != nil {
-		return truncate(*o, most+1), "", nil
-	}
-	name = p.Spec.Hostname
-	if name == "" {
-		name = truncate(p.Name, most)
-	}
-	if p.Spec.Subdomain != "" {
-		fqdn = fmt.Sprintf("%s.%s.%s.svc.%s", name, p.Spec.Subdomain, p.Namespace, m.ClusterDomain)
-	}
-	if p.Spec.SetHostnameAsFQDN != nil && *p.Spec.SetHostnameAsFQDN && fqdn != "" {
-		if len(fqdn) > most+1 {
-			return "", "", fmt.Errorf("failed to construct FQDN from pod hostname and cluster domain, FQDN %s is too long (%d characters is the max, %d characters requested)", fqdn, most+1, len(fqdn))
-		}
-		name = fqdn
-	}
-	return name, fqdn, nil
-}
-
-func truncate(s string, most int) string {
-	if len(s) > most {
-		s = strings.TrimRight(s[:most], "-.")
-	}
-	return s
 }
 
 // sysctls are the pod's own, over those that let any user bind low ports and
