@@ -58,6 +58,10 @@ func containerProblem(p *corev1.Pod, cs corev1.ContainerStatus) (Problem, bool) 
 	switch w, t, last := cs.State.Waiting, cs.State.Terminated, cs.LastTerminationState.Terminated; {
 	case w != nil && !slices.Contains(quiet, w.Reason):
 		pr.Reason, pr.Message = w.Reason, oneLine(w.Message)
+		// The two take turns as long as the cause stays: one is told.
+		if _, cause, ok := strings.Cut(pr.Message, "ErrImagePull: "); ok && w.Reason == "ImagePullBackOff" {
+			pr.Reason, pr.Message = "ErrImagePull", cause
+		}
 		if w.Reason == "CrashLoopBackOff" && last != nil {
 			pr.Message = ended(last)
 		}

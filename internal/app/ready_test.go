@@ -69,6 +69,7 @@ func TestProblems(t *testing.T) {
 		{"well", "{status: {phase: Running, containerStatuses: [{name: c, state: {running: {}}}]}}", ""},
 		{"on its way", "{status: {containerStatuses: [{name: c, state: {waiting: {reason: ContainerCreating}}}]}}", ""},
 		{"image", "{status: {containerStatuses: [{name: c, state: {waiting: {reason: ErrImagePull, message: \"no such\\n image\"}}}]}}", "ErrImagePull: no such image"},
+		{"image again", "{status: {containerStatuses: [{name: c, state: {waiting: {reason: ImagePullBackOff, message: 'Back-off pulling image \"x\": ErrImagePull: no such image'}}}]}}", "ErrImagePull: no such image"},
 		{"crashing", "{status: {containerStatuses: [{name: c, state: {waiting: {reason: CrashLoopBackOff, message: back-off}}, lastState: {terminated: {exitCode: 2, reason: Error, message: bad}}}]}}", "CrashLoopBackOff: exit code 2: bad"},
 		{"out of memory", "{status: {containerStatuses: [{name: c, state: {waiting: {reason: CrashLoopBackOff}}, lastState: {terminated: {exitCode: 137, reason: OOMKilled}}}]}}", "CrashLoopBackOff: OOMKilled, exit code 137"},
 		{"no room", "{status: {conditions: [{type: PodScheduled, status: 'False', reason: Unschedulable, message: 0/1 nodes}]}}", "Unschedulable: 0/1 nodes"},

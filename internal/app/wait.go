@@ -172,8 +172,11 @@ func used(claim Ref, pods []*corev1.Pod) bool {
 	return false
 }
 
-// podsOf picks the pods that a workload's selector selects.
+// podsOf picks the pods that a workload's selector selects; a pod is its own.
 func podsOf(u *unstructured.Unstructured, pods []*corev1.Pod) []*corev1.Pod {
+	if u.GetKind() == "Pod" {
+		return slices.DeleteFunc(slices.Clone(pods), func(p *corev1.Pod) bool { return p.UID != u.GetUID() })
+	}
 	raw, ok, _ := unstructured.NestedMap(u.Object, "spec", "selector")
 	if !ok || u.GetKind() == "PersistentVolumeClaim" {
 		return nil

@@ -1,0 +1,257 @@
+package daemon
+
+import (
+	"encoding/json"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"tutti.dev/tutti/internal/api"
+)
+
+func settings(change func(*api.Settings)) api.Settings {
+	s := api.Settings{Port: 6443, NodeName: "n", ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16"}
+	change(&s)
+	return s
+}
+
+func TestReadSettings(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		files map[string]string
+		found bool
+		fails string
+	}{
+		{"absent", nil, false, ""},
+		{"empty", map[string]string{}, false, ""},
+		{"a start that failed", map[string]string{"lock": "12\n", "log/tutti.log": ""}, false, ""},
+		{"someone else's", map[string]string{"passwd": ""}, false, "not a data directory of tutti, and not empty (it has passwd)"},
+		{"ours", map[string]string{"config.json": `{"format":1,"port":7000}`, "etcd/x": ""}, true, ""},
+		{"damaged", map[string]string{"config.json": `{"format":`}, false, "config.json is damaged"},
+		{"cut to nothing", map[string]string{"config.json": `{}`}, false, "config.json is damaged"},
+		{"newer", map[string]string{"config.json": `{"format":2}`}, false, "newer tutti (format 2, this one knows 1)"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "data")
+			if c.files != nil {
+				if err := os.Mkdir(dir, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for f, text := range c.files {
+				f = filepath.Join(dir, f)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(f), 0o700), os.WriteFile(f, []byte(text), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s, found, err := readSettings(api.DataDir(dir))
+			if c.fails != "" {
+				if err == nil || !strings.Contains(err.Error(), c.fails) || !strings.Contains(err.Error(), dir) {
+					t.Errorf("error %v", err)
+				}
+				return
+			}
+			if err != nil || found != c.found || found && s.Port != 7000 {
+				t.Errorf("got %+v, %v, %v", s, found, err)
+			}
+		})
+	}
+}
+
+func TestMerge(t *testing.T) {
+	kept := settings(func(s *api.Settings) { s.Port = 7000 })
+	for _, c := range []struct {
+		name          string
+		asked, before api.Settings
+		found         bool
+		want          api.Settings
+		fails         string
+	}{
+		{"asked for at first", api.Settings{NodeName: "n", Address: "10.0.0.1"}, api.Settings{}, false, settings(func(s *api.Settings) { s.Address = "10.0.0.1" }), ""},
+		{"kept", api.Settings{}, kept, true, kept, ""},
+		{"changed", api.Settings{Port: 7001}, kept, true, settings(func(s *api.Settings) { s.Port = 7001 }), ""},
+		{"the same again", api.Settings{ClusterCIDR: "10.42.0.0/16"}, kept, true, kept, ""},
+		{"what cannot change", api.Settings{ClusterCIDR: "10.1.0.0/16"}, kept, true, api.Settings{}, "--cluster-cidr cannot change from 10.42.0.0/16 to 10.1.0.0/16"},
+		{"another name", api.Settings{NodeName: "m"}, kept, true, api.Settings{}, "--node-name cannot change"},
+		{"no port", api.Settings{Port: 70000}, kept, true, api.Settings{}, "--port 70000"},
+		{"no address", api.Settings{Address: "here"}, kept, true, api.Settings{}, `--address "here"`},
+		{"no name", api.Settings{NodeName: "A_b"}, api.Settings{}, false, api.Settings{}, `"A_b" cannot be the name of a node`},
+		{"no network", api.Settings{NodeName: "n", ServiceCIDR: "10.43.0.1/16"}, api.Settings{}, false, api.Settings{}, "--service-cidr"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := merge(c.asked, c.before, c.found)
+			if c.fails != "" {
+				if err == nil || !strings.Contains(err.Error(), c.fails) {
+					t.Errorf("error %v", err)
+				}
+			} else if err != nil || got != c.want {
+				t.Errorf("got %+v, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestSettingsAreKept(t *testing.T) {
+	dir := api.DataDir(t.TempDir())
+	want := settings(func(s *api.Settings) { s.Address = "0.0.0.0" })
+	for range 2 {
+		if err := writeSettings(dir, want); err != nil {
+			t.Fatal(err)
+		}
+		if got, found, err := readSettings(dir); err != nil || !found || got != want {
+			t.Errorf("got %+v, %v, %v", got, found, err)
+		}
+	}
+}
+
+func TestTwoAtOnce(t *testing.T) {
+	dir := api.DataDir(t.TempDir())
+	unlock, err := lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, _ := json.Marshal(os.Getpid())
+	if _, err := lock(dir); err == nil || !strings.Contains(err.Error(), "process "+string(pid)+" serves "+string(dir)) {
+		t.Errorf("the second: %v", err)
+	}
+	unlock()
+	unlock, err = lock(dir)
+	if err != nil {
+		t.Fatalf("after the first has gone: %v", err)
+	}
+	unlock()
+}
+
+func TestPortInUse(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p := port{"the test", "tcp", netip.MustParseAddrPort(l.Addr().String()), "end it"}
+	err = p.free()
+	if err == nil || !strings.Contains(err.Error(), "for the test, is in use by process") || !strings.Contains(err.Error(), "; end it") {
+		t.Errorf("while it is: %v", err)
+	}
+	l.Close()
+	if err := p.free(); err != nil {
+		t.Errorf("after: %v", err)
+	}
+	elsewhere := port{"the test", "udp", netip.MustParseAddrPort("192.0.2.1:5353"), "end it"}
+	if err := elsewhere.free(); err != nil {
+		t.Errorf("of an address that is not there yet: %v", err)
+	}
+}
+
+func TestCheckCgroups(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		dirs  []string
+		fails string
+	}{
+		{"unified", []string{"cgroup.controllers"}, ""},
+		{"each by itself", []string{"memory", "cpu"}, ""},
+		{"without memory", []string{"cpu"}, "no memory controller"},
+		{"nothing", nil, "no memory controller"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			for _, d := range c.dirs {
+				if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := checkCgroups(root)
+			if (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+func TestListenAddresses(t *testing.T) {
+	for address, want := range map[string]string{
+		"":          "[127.0.0.1:6443 10.41.0.1:6443]",
+		"127.0.0.1": "[127.0.0.1:6443 10.41.0.1:6443]",
+		"10.0.0.1":  "[127.0.0.1:6443 10.41.0.1:6443 10.0.0.1:6443]",
+		"0.0.0.0":   "[0.0.0.0:6443]",
+	} {
+		got := listenAddresses(settings(func(s *api.Settings) { s.Address = address }))
+		var text []string
+		for _, a := range got {
+			text = append(text, a.String())
+		}
+		if s := "[" + strings.Join(text, " ") + "]"; s != want {
+			t.Errorf("%q: got %s, want %s", address, s, want)
+		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	if got := cgroupRoot(api.DefaultDataDir); got != "tutti" {
+		t.Errorf("got %s", got)
+	}
+	if a, b := cgroupRoot("/a"), cgroupRoot("/b"); a == b || a != cgroupRoot("/a/") || !strings.HasPrefix(a, "tutti-") {
+		t.Errorf("got %s and %s", a, b)
+	}
+	if got := serviceDNS(netip.MustParsePrefix("10.43.0.0/16")).String(); got != "10.43.0.10" {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestStepsReachEveryListener(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	s := newSteps(w)
+	boom := errors.New("boom")
+	_ = s.do("before", func() error { return nil })
+	heard := make(chan []api.Step, 1)
+	go func() {
+		var all []api.Step
+		_ = s.follow(nil, func(step api.Step) error { all = append(all, step); return nil })
+		heard <- all
+	}()
+	if err := s.do("after", func() error { return boom }); err != boom {
+		t.Errorf("error %v", err)
+	}
+	s.end()
+	s.end()
+	type brief struct {
+		name, message string
+		state         api.StepState
+	}
+	want := []brief{{"before", "", api.StepStarted}, {"before", "", api.StepDone}, {"after", "", api.StepStarted}, {"after", "boom", api.StepFailed}}
+	check := func(who string, all []api.Step) {
+		var got []brief
+		for _, st := range all {
+			got = append(got, brief{st.Name, st.Message, st.State})
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %v", who, got)
+		}
+	}
+	select {
+	case all := <-heard:
+		check("the follower", all)
+	case <-time.After(10 * time.Second):
+		t.Fatal("the follower was not told of the end")
+	}
+	var piped []api.Step
+	for d := json.NewDecoder(r); ; {
+		var st api.Step
+		if d.Decode(&st) != nil {
+			break
+		}
+		piped = append(piped, st)
+	}
+	check("the pipe", piped)
+}
