@@ -1,6 +1,15 @@
 // Package image keeps container images on this machine: content, unpacked
 // layers, names. It is containerd's content store, metadata database and
 // overlay snapshotter, used as a library without the daemon.
+//
+// # What keeps bytes on disk
+//
+// An image's name protects its content and its layers. Hold protects the
+// layers of an image that runs, whatever becomes of the name; a hold is a
+// marker file, so it outlives this process. Everything else is garbage and
+// goes at the next collection: after a removal, a failed load, the release of
+// the last hold on an image that has no name, or a call to Collect. A load or
+// pull in progress is protected by a lease.
 package image
 
 import (
@@ -10,10 +19,14 @@ import (
 )
 
 var (
-	// ErrNotFound says that no image has that name here.
+	// ErrNotFound says that no image has that name, here or at the registry.
 	ErrNotFound = errors.New("image not found")
 	// ErrBroken says that the image or archive cannot be used as it is.
 	ErrBroken = errors.New("image is broken")
+	// ErrName says that a text cannot be the name of an image.
+	ErrName = errors.New("not an image name")
+	// ErrHeld says that a removal was refused because the image is in use.
+	ErrHeld = errors.New("image is in use")
 )
 
 // Image is one image of this machine's platform.
