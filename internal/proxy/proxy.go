@@ -82,6 +82,18 @@ func Supported() error {
 	return nil
 }
 
+// ensureTable makes the table, empty, if it is not there: upstream lists it
+// before it makes it, and takes its absence for an error.
+func ensureTable(ctx context.Context) error {
+	nft, err := knftables.New(knftables.IPv4Family, "kube-proxy")
+	if err != nil {
+		return err
+	}
+	tx := nft.NewTransaction()
+	tx.Add(&knftables.Table{})
+	return nft.Run(ctx, tx)
+}
+
 // Run proxies Services until ctx ends. The rules stay when it returns, and so
 // do connections: the next Run takes them over. Upstream's loop that writes
 // rules cannot be stopped; it idles after Run has returned, so Run is for
@@ -101,6 +113,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	scheme := runtime.NewScheme()
 	if err := v1.AddToScheme(scheme); err != nil {
 		return err
+	}
+	if err := ensureTable(ctx); err != nil {
+		return fmt.Errorf("proxy Services: %w", err)
 	}
 	metrics.RegisterMetrics(kubeproxyconfig.ProxyModeNFTables)
 	node := &ownNode{}
