@@ -1,0 +1,317 @@
+// Package provisioner gives claims their storage: a directory of the node
+// that the scheduler chose. The scheduler has the last word on where, so a
+// class of this provisioner binds when its first consumer comes.
+package provisioner
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	storagelisters "k8s.io/client-go/listers/storage/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/ptr"
+
+	"tutti.dev/tutti/internal/volume"
+)
+
+// Name is what a StorageClass names as its provisioner.
+const Name = "tutti.dev/local"
+
+const (
+	selectedNode  = "volume.kubernetes.io/selected-node"
+	provisionedBy = "pv.kubernetes.io/provisioned-by"
+	// finalizer keeps a volume that is deleted by hand until its data is.
+	finalizer = "tutti.dev/local-data"
+)
+
+// Config is what Run works with.
+type Config struct {
+	Client   kubernetes.Interface // with an identity of its own
+	NodeName string
+	// Dir holds one directory per volume; nothing else may be in it.
+	Dir string
+	Log *slog.Logger // may be nil
+}
+
+type provisioner struct {
+	Config
+	events  record.EventRecorder
+	claims  corelisters.PersistentVolumeClaimLister
+	volumes corelisters.PersistentVolumeLister
+	classes storagelisters.StorageClassLister
+	queue   workqueue.TypedRateLimitingInterface[item]
+}
+
+// item is a claim, or a volume when it has no namespace.
+type item struct{ namespace, name string }
+
+// Run provisions and deletes the volumes of one node until ctx ends.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return fmt.Errorf("start the provisioner of local volumes: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+	defer broadcaster.Shutdown()
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: cfg.Client.CoreV1().Events("")})
+
+	factory := informers.NewSharedInformerFactory(cfg.Client, 0)
+	claims, volumes, classes := factory.Core().V1().PersistentVolumeClaims(), factory.Core().V1().PersistentVolumes(), factory.Storage().V1().StorageClasses()
+	p := &provisioner{
+		Config: cfg,
+		events: broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: Name, Host: cfg.NodeName}),
+		claims: claims.Lister(), volumes: volumes.Lister(), classes: classes.Lister(),
+		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[item](50*time.Millisecond, time.Minute)),
+	}
+	defer p.queue.ShutDown()
+	for _, informer := range []cache.SharedIndexInformer{claims.Informer(), volumes.Informer()} {
+		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc:    p.enqueue,
+			UpdateFunc: func(_, obj any) { p.enqueue(obj) },
+		}); err != nil {
+			return fmt.Errorf("start the provisioner of local volumes: %w", err)
+		}
+	}
+	// A claim may come before its class.
+	if _, err := classes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) {
+		all, _ := p.claims.List(labels.Everything())
+		for _, claim := range all {
+			p.enqueue(claim)
+		}
+	}}); err != nil {
+		return fmt.Errorf("start the provisioner of local volumes: %w", err)
+	}
+	factory.StartWithContext(ctx)
+	defer factory.Shutdown()
+	defer cancel() // before the informers are waited for
+	if result := factory.WaitForCacheSyncWithContext(ctx); result.Err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("start the provisioner of local volumes: %w", result.Err)
+	}
+	stop := context.AfterFunc(ctx, p.queue.ShutDown)
+	defer stop()
+	// Deleting the data of one volume may take long.
+	var workers sync.WaitGroup
+	for range 4 {
+		workers.Go(func() {
+			for p.next(ctx) {
+			}
+		})
+	}
+	workers.Wait()
+	return nil
+}
+
+func (p *provisioner) enqueue(obj any) {
+	object, ok := obj.(metav1.Object)
+	if !ok {
+		return
+	}
+	p.queue.Add(item{object.GetNamespace(), object.GetName()})
+}
+
+func (p *provisioner) next(ctx context.Context) bool {
+	it, quit := p.queue.Get()
+	if quit {
+		return false
+	}
+	defer p.queue.Done(it)
+	work := p.deleteReleased
+	if it.namespace != "" {
+		work = p.provision
+	}
+	if err := work(ctx, it); err != nil && ctx.Err() == nil {
+		p.Log.Warn("local volume: will try again", "namespace", it.namespace, "name", it.name, "error", err)
+		p.queue.AddRateLimited(it)
+		return true
+	}
+	p.queue.Forget(it)
+	return true
+}
+
+// provision makes the volume of a claim that waits for one here.
+func (p *provisioner) provision(ctx context.Context, it item) error {
+	claim, err := p.claims.PersistentVolumeClaims(it.namespace).Get(it.name)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if claim.Spec.VolumeName != "" || claim.DeletionTimestamp != nil || claim.Spec.StorageClassName == nil {
+		return nil
+	}
+	class, err := p.classes.Get(*claim.Spec.StorageClassName)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if class.Provisioner != Name || !p.chosen(claim, class) {
+		return nil
+	}
+	if refusal := refuse(claim); refusal != "" {
+		p.events.Event(claim, v1.EventTypeWarning, "ProvisioningFailed", refusal)
+		return nil
+	}
+	pv := p.volumeFor(claim, class)
+	if _, err := p.volumes.Get(pv.Name); err == nil {
+		return nil // the claim is about to be bound to it
+	}
+	if err := makeDir(pv.Spec.Local.Path); err != nil {
+		p.events.Eventf(claim, v1.EventTypeWarning, "ProvisioningFailed", "cannot make the directory of volume %s on node %s: %v", pv.Name, p.NodeName, err)
+		return err
+	}
+	_, err = p.Client.CoreV1().PersistentVolumes().Create(ctx, pv, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("create the volume of claim %s/%s: %w", it.namespace, it.name, err)
+	}
+	p.Log.Info("provisioned a local volume", "namespace", it.namespace, "claim", it.name, "volume", pv.Name)
+	p.events.Eventf(claim, v1.EventTypeNormal, "ProvisioningSucceeded", "Successfully provisioned volume %s", pv.Name)
+	return nil
+}
+
+// chosen reports whether the claim's storage is to be on this node. A class
+// that binds at once leaves the choice to nobody: then it is the node whose
+// agent is first, since only one volume of that name can be created.
+func (p *provisioner) chosen(claim *v1.PersistentVolumeClaim, class *storagev1.StorageClass) bool {
+	if node := claim.Annotations[selectedNode]; node != "" {
+		return node == p.NodeName
+	}
+	return ptr.Deref(class.VolumeBindingMode, storagev1.VolumeBindingImmediate) == storagev1.VolumeBindingImmediate
+}
+
+// refuse returns what such a claim asks that a directory cannot give.
+func refuse(claim *v1.PersistentVolumeClaim) string {
+	switch {
+	case ptr.Deref(claim.Spec.VolumeMode, v1.PersistentVolumeFilesystem) == v1.PersistentVolumeBlock:
+		return "local volumes are directories: volumeMode Block is not supported by tutti yet"
+	case claim.Spec.Selector != nil:
+		return "a claim with a selector cannot be provisioned"
+	case claim.Spec.DataSource != nil || claim.Spec.DataSourceRef != nil:
+		return "local volumes cannot be made from a data source by tutti yet"
+	}
+	return ""
+}
+
+func (p *provisioner) volumeFor(claim *v1.PersistentVolumeClaim, class *storagev1.StorageClass) *v1.PersistentVolume {
+	name := "pvc-" + string(claim.UID)
+	return &v1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:        name,
+			Annotations: map[string]string{provisionedBy: Name},
+			Finalizers:  []string{finalizer},
+		},
+		Spec: v1.PersistentVolumeSpec{
+			Capacity:                      v1.ResourceList{v1.ResourceStorage: claim.Spec.Resources.Requests[v1.ResourceStorage]},
+			AccessModes:                   claim.Spec.AccessModes,
+			PersistentVolumeReclaimPolicy: ptr.Deref(class.ReclaimPolicy, v1.PersistentVolumeReclaimDelete),
+			StorageClassName:              class.Name,
+			VolumeMode:                    ptr.To(v1.PersistentVolumeFilesystem),
+			ClaimRef: &v1.ObjectReference{
+				APIVersion: "v1", Kind: "PersistentVolumeClaim",
+				Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID, ResourceVersion: claim.ResourceVersion,
+			},
+			PersistentVolumeSource: v1.PersistentVolumeSource{Local: &v1.LocalVolumeSource{Path: filepath.Join(p.Dir, name)}},
+			NodeAffinity: &v1.VolumeNodeAffinity{Required: &v1.NodeSelector{NodeSelectorTerms: []v1.NodeSelectorTerm{{
+				MatchExpressions: []v1.NodeSelectorRequirement{{Key: v1.LabelHostname, Operator: v1.NodeSelectorOpIn, Values: []string{p.NodeName}}},
+			}}}},
+		},
+	}
+}
+
+// makeDir makes a directory that a program of any user can write to, as it
+// could to a disk of its own. Nobody else gets this far: the data directory
+// is root's.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o777) // whatever the umask
+}
+
+// deleteReleased deletes a volume of this node, data first, once its claim is
+// gone and its policy is to delete.
+func (p *provisioner) deleteReleased(ctx context.Context, it item) error {
+	pv, err := p.volumes.Get(it.name)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if pv.Annotations[provisionedBy] != Name || !p.here(pv) {
+		return nil
+	}
+	released := pv.Status.Phase == v1.VolumeReleased || pv.Status.Phase == v1.VolumeFailed
+	remove := released && pv.Spec.PersistentVolumeReclaimPolicy == v1.PersistentVolumeReclaimDelete
+	// Deleted by hand, and used by no claim: whether the data goes is up to
+	// the policy.
+	letGo := pv.DeletionTimestamp != nil && (released || pv.Status.Phase == v1.VolumeAvailable || pv.Status.Phase == v1.VolumePending)
+	if !remove && !letGo {
+		return nil
+	}
+	if pv.Spec.PersistentVolumeReclaimPolicy == v1.PersistentVolumeReclaimDelete {
+		if err := volume.Remove(pv.Spec.Local.Path); err != nil {
+			p.events.Eventf(pv, v1.EventTypeWarning, "VolumeFailedDelete", "%v", err)
+			return err
+		}
+	}
+	if slices.Contains(pv.Finalizers, finalizer) {
+		kept := pv.DeepCopy()
+		kept.Finalizers = slices.DeleteFunc(kept.Finalizers, func(f string) bool { return f == finalizer })
+		if _, err := p.Client.CoreV1().PersistentVolumes().Update(ctx, kept, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("let go of volume %s: %w", pv.Name, err)
+		}
+	}
+	if remove && pv.DeletionTimestamp == nil {
+		err := p.Client.CoreV1().PersistentVolumes().Delete(ctx, pv.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &pv.UID}})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("delete volume %s: %w", pv.Name, err)
+		}
+	}
+	p.Log.Info("let go of a local volume", "volume", pv.Name, "policy", pv.Spec.PersistentVolumeReclaimPolicy)
+	return nil
+}
+
+// here reports whether the volume is exactly one that this provisioner would
+// have made: what is deleted must never be another directory.
+func (p *provisioner) here(pv *v1.PersistentVolume) bool {
+	if pv.Spec.Local == nil || filepath.Base(pv.Name) != pv.Name || pv.Spec.Local.Path != filepath.Join(p.Dir, pv.Name) {
+		return false
+	}
+	affinity := pv.Spec.NodeAffinity
+	if affinity == nil || affinity.Required == nil || len(affinity.Required.NodeSelectorTerms) != 1 {
+		return false
+	}
+	expressions := affinity.Required.NodeSelectorTerms[0].MatchExpressions
+	return len(expressions) == 1 && expressions[0].Key == v1.LabelHostname && slices.Equal(expressions[0].Values, []string{p.NodeName})
+}

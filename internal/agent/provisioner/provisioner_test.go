@@ -1,0 +1,142 @@
+package provisioner
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/utils/ptr"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not so after 20 s: %s", what)
+		}
+	}
+}
+
+func class(name, provisioner string, policy v1.PersistentVolumeReclaimPolicy) *storagev1.StorageClass {
+	return &storagev1.StorageClass{
+		ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: provisioner, ReclaimPolicy: &policy,
+		VolumeBindingMode: ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
+	}
+}
+
+func claim(name, class, node string) *v1.PersistentVolumeClaim {
+	c := &v1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: types.UID("uid-" + name), Annotations: map[string]string{}},
+		Spec: v1.PersistentVolumeClaimSpec{
+			StorageClassName: &class, AccessModes: []v1.PersistentVolumeAccessMode{v1.ReadWriteOnce},
+			Resources: v1.VolumeResourceRequirements{Requests: v1.ResourceList{v1.ResourceStorage: resource.MustParse("1Gi")}},
+		},
+	}
+	if node != "" {
+		c.Annotations[selectedNode] = node
+	}
+	return c
+}
+
+func TestProvisionAndDelete(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "volumes")
+	block := claim("block", "local", "n1")
+	block.Spec.VolumeMode = ptr.To(v1.PersistentVolumeBlock)
+	client := fake.NewClientset(
+		class("local", Name, v1.PersistentVolumeReclaimDelete), class("keep", Name, v1.PersistentVolumeReclaimRetain),
+		class("other", "example.com/other", v1.PersistentVolumeReclaimDelete),
+		claim("here", "local", "n1"), claim("kept", "keep", "n1"),
+		claim("elsewhere", "local", "n2"), claim("waiting", "local", ""), claim("foreign", "other", "n1"), block,
+	)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- Run(ctx, Config{Client: client, NodeName: "n1", Dir: dir}) }()
+	defer func() {
+		cancel()
+		select {
+		case err := <-ended:
+			must(t, err)
+		case <-time.After(20 * time.Second):
+			t.Error("the provisioner does not stop")
+		}
+	}()
+	volumes := client.CoreV1().PersistentVolumes()
+	names := func() []string {
+		list, err := volumes.List(ctx, metav1.ListOptions{})
+		must(t, err)
+		var names []string
+		for _, pv := range list.Items {
+			names = append(names, pv.Name)
+		}
+		slices.Sort(names)
+		return names
+	}
+	eventually(t, "two volumes are made", func() bool { return slices.Equal(names(), []string{"pvc-uid-here", "pvc-uid-kept"}) })
+	pv, err := volumes.Get(ctx, "pvc-uid-here", metav1.GetOptions{})
+	must(t, err)
+	info, err := os.Stat(pv.Spec.Local.Path)
+	must(t, err)
+	if pv.Spec.Local.Path != filepath.Join(dir, pv.Name) || info.Mode().Perm() != 0o777 || pv.Spec.ClaimRef.UID != "uid-here" ||
+		pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0].Values[0] != "n1" || pv.Spec.Capacity.Storage().String() != "1Gi" {
+		t.Errorf("%+v", pv.Spec)
+	}
+	eventually(t, "the impossible claim is told so", func() bool {
+		list, err := client.CoreV1().Events("ns").List(ctx, metav1.ListOptions{})
+		must(t, err)
+		return slices.ContainsFunc(list.Items, func(e v1.Event) bool {
+			return e.Reason == "ProvisioningFailed" && e.InvolvedObject.Name == "block"
+		})
+	})
+
+	// A claim whose node is chosen later.
+	waiting := claim("waiting", "local", "n1")
+	_, err = client.CoreV1().PersistentVolumeClaims("ns").Update(ctx, waiting, metav1.UpdateOptions{})
+	must(t, err)
+	eventually(t, "the waiting claim has its volume", func() bool { return slices.Contains(names(), "pvc-uid-waiting") })
+
+	release := func(name string) {
+		pv, err := volumes.Get(ctx, name, metav1.GetOptions{})
+		must(t, err)
+		must(t, os.WriteFile(filepath.Join(pv.Spec.Local.Path, "data"), nil, 0o600))
+		pv.Status.Phase = v1.VolumeReleased
+		_, err = volumes.UpdateStatus(ctx, pv, metav1.UpdateOptions{})
+		must(t, err)
+	}
+	// Somebody else's directory under this provisioner's name.
+	foreign := pv.DeepCopy()
+	foreign.Name, foreign.ResourceVersion = "pvc-forged", ""
+	foreign.Spec.Local.Path = t.TempDir()
+	_, err = volumes.Create(ctx, foreign, metav1.CreateOptions{})
+	must(t, err)
+	release("pvc-forged")
+	release("pvc-uid-kept")
+	release("pvc-uid-here")
+	eventually(t, "the released volume is gone", func() bool { return !slices.Contains(names(), "pvc-uid-here") })
+	if _, err := os.Stat(filepath.Join(dir, "pvc-uid-here")); !os.IsNotExist(err) {
+		t.Errorf("its data is still there: %v", err)
+	}
+	for _, kept := range []string{filepath.Join(dir, "pvc-uid-kept", "data"), filepath.Join(foreign.Spec.Local.Path, "data")} {
+		if _, err := os.Stat(kept); err != nil {
+			t.Errorf("what must be kept: %v", err)
+		}
+	}
+	if got, want := names(), []string{"pvc-forged", "pvc-uid-kept", "pvc-uid-waiting"}; !slices.Equal(got, want) {
+		t.Errorf("volumes %q, want %q", got, want)
+	}
+}
