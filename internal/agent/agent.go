@@ -1,0 +1,445 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedv1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	nodelisters "k8s.io/client-go/listers/node/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+
+	"tutti.dev/tutti/internal/agent/node"
+	"tutti.dev/tutti/internal/agent/pod"
+	"tutti.dev/tutti/internal/agent/podvolume"
+	"tutti.dev/tutti/internal/agent/probe"
+	"tutti.dev/tutti/internal/agent/translate"
+	"tutti.dev/tutti/internal/runtime"
+)
+
+// Agent runs this machine's pods. Make it with New, then Run it once.
+type Agent struct {
+	Config
+	log      *slog.Logger
+	client   kubernetes.Interface
+	machine  translate.Machine
+	node     *node.Node
+	gate     *gate
+	recorder record.EventRecorder
+
+	podInformer cache.SharedIndexInformer
+	services    corelisters.ServiceLister
+	classes     nodelisters.RuntimeClassLister
+	informers   []cache.SharedIndexInformer // services and classes
+	synced      []cache.InformerSynced
+
+	mu     sync.Mutex
+	ctx    context.Context // of Run
+	actors map[string]*actor
+	// ended are pods that are finished with here and not yet gone from the
+	// informer.
+	ended map[string]bool
+	// found are workloads of pods that have no actor (yet).
+	found map[string]map[runtime.ID]runtime.Status
+	halt  *time.Duration
+}
+
+// New makes an agent; it touches nothing before Run.
+func New(c Config) (*Agent, error) {
+	client, err := clientFor(c.Client)
+	if err != nil {
+		return nil, fmt.Errorf("make the agent's client: %w", err)
+	}
+	return newAgent(c, client)
+}
+
+func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		Config: c, log: c.Log, client: client,
+		actors: map[string]*actor{}, ended: map[string]bool{}, found: map[string]map[runtime.ID]runtime.Status{},
+	}
+	handlers := make([]string, 0, len(c.Runtimes))
+	for name := range c.Runtimes {
+		handlers = append(handlers, name)
+	}
+	var err error
+	a.node, err = node.New(node.Config{
+		Name: c.NodeName, Hostname: c.Hostname, IP: c.NodeIP, Client: client, Version: c.Version,
+		MaxPods: c.MaxPods, Port: c.Port, DataDir: c.DataDir, Handlers: handlers, Images: c.Images.List,
+		SetRange: c.Network.SetRange, Log: c.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if a.gate, err = newGate(context.Background(), a.node.Node); err != nil {
+		return nil, err
+	}
+	memory := a.node.Node().Status.Capacity[v1.ResourceMemory]
+	a.machine = translate.Machine{MemoryBytes: memory.Value(), DataDir: c.DataDir}
+	if a.Probes == nil {
+		a.Probes = probe.NewManager(probe.Config{Exec: a.exec, Event: a.event, Wake: a.wake, Log: c.Log})
+	}
+	if a.Volumes == nil {
+		a.Volumes = podvolume.NewManager(podvolume.Config{
+			Dir: c.DataDir, Client: client, NodeName: c.NodeName, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain,
+			Allocatable: func() v1.ResourceList { return a.node.Node().Status.Allocatable },
+			Event:       func(p *v1.Pod, kind, reason, message string) { a.event(p, "", kind, reason, message) },
+			Log:         c.Log,
+		})
+	}
+	a.watchAPI()
+	return a, nil
+}
+
+// watchAPI makes the informers: this node's pods and what they all may need.
+func (a *Agent) watchAPI() {
+	own := informers.NewSharedInformerFactoryWithOptions(a.client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", a.NodeName).String()
+	}))
+	a.podInformer = own.Core().V1().Pods().Informer()
+	shared := informers.NewSharedInformerFactory(a.client, 0)
+	services, classes := shared.Core().V1().Services(), shared.Node().V1().RuntimeClasses()
+	a.services, a.classes = services.Lister(), classes.Lister()
+	a.synced = []cache.InformerSynced{services.Informer().HasSynced, classes.Informer().HasSynced}
+	for _, i := range []cache.SharedIndexInformer{a.podInformer, services.Informer(), classes.Informer()} {
+		// Nobody reads who last wrote which field: it is half of an object.
+		_ = i.SetTransform(func(o any) (any, error) {
+			if m, ok := o.(metav1.Object); ok {
+				m.SetManagedFields(nil)
+			}
+			return o, nil
+		})
+	}
+	a.informers = []cache.SharedIndexInformer{services.Informer(), classes.Informer()}
+}
+
+// Ready is closed once the node is registered and its condition Ready is
+// true.
+func (a *Agent) Ready() <-chan struct{} { return a.node.Ready() }
+
+// Run runs the agent until ctx ends. Workloads go on when it returns. Only
+// what makes it impossible to go on is an error.
+func (a *Agent) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	a.mu.Lock()
+	a.ctx = ctx
+	a.mu.Unlock()
+
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+	defer broadcaster.Shutdown()
+	broadcaster.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: a.client.CoreV1().Events("")})
+	// People and tests look for what "kubelet" has to say.
+	a.recorder = broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: a.NodeName})
+
+	var listed sync.WaitGroup
+	for rt := range a.distinct() {
+		listed.Add(1)
+		g.Go(func() error { a.watchRuntime(ctx, rt, sync.OnceFunc(listed.Done)); return nil })
+	}
+	for _, i := range a.informers {
+		g.Go(func() error { i.RunWithContext(ctx); return nil })
+	}
+	g.Go(func() error { return a.node.Run(ctx) })
+	g.Go(func() error {
+		// What runs must be known before the first pod is: or it would be
+		// started a second time.
+		listed.Wait()
+		if !cache.WaitForCacheSync(ctx.Done(), a.synced...) {
+			return nil
+		}
+		handler, err := a.podInformer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(o any) { a.setPod(o.(*v1.Pod)) },
+			UpdateFunc: func(_, o any) { a.setPod(o.(*v1.Pod)) },
+			DeleteFunc: func(o any) { a.deletePod(o) },
+		})
+		if err != nil {
+			return fmt.Errorf("watch pods: %w", err)
+		}
+		g.Go(func() error { a.podInformer.RunWithContext(ctx); return nil })
+		if cache.WaitForCacheSync(ctx.Done(), handler.HasSynced) {
+			a.adopt(ctx)
+			a.node.SetRunning()
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// distinct are the runtimes, each once.
+func (a *Agent) distinct() map[runtime.Runtime]bool {
+	set := map[runtime.Runtime]bool{}
+	for _, rt := range a.Runtimes {
+		set[rt] = true
+	}
+	return set
+}
+
+// setPod takes a pod as the API has it.
+func (a *Agent) setPod(p *v1.Pod) {
+	a.mu.Lock()
+	x := a.actors[string(p.UID)]
+	if x == nil && !a.ended[string(p.UID)] {
+		a.begin(p)
+	}
+	a.mu.Unlock()
+	if x != nil {
+		x.setPod(p)
+	}
+}
+
+// begin starts an actor. a.mu is held.
+func (a *Agent) begin(p *v1.Pod) *actor {
+	uid := string(p.UID)
+	var runs []pod.Run
+	for _, s := range a.found[uid] {
+		runs = append(runs, pod.Run{Status: s})
+	}
+	delete(a.found, uid)
+	x := newActor(a, p, runs)
+	if a.halt != nil {
+		x.o.Halt, x.o.HaltGrace = true, *a.halt
+	}
+	a.actors[uid] = x
+	go x.run(a.ctx)
+	return x
+}
+
+// deletePod takes that the API does not have a pod any more.
+func (a *Agent) deletePod(o any) {
+	if last, ok := o.(cache.DeletedFinalStateUnknown); ok {
+		o = last.Obj
+	}
+	p, ok := o.(*v1.Pod)
+	if !ok {
+		return
+	}
+	a.mu.Lock()
+	x := a.actors[string(p.UID)]
+	delete(a.ended, string(p.UID))
+	a.mu.Unlock()
+	if x != nil {
+		x.setPod(p)
+		x.change(func(o *pod.Observed) { o.Gone, x.absent = true, true })
+	}
+}
+
+// forget drops a pod that is finished with, and its logs.
+func (a *Agent) forget(x *actor) {
+	p := x.pod()
+	a.mu.Lock()
+	delete(a.actors, x.uid)
+	if !x.isAbsent() {
+		a.ended[x.uid] = true
+	}
+	a.mu.Unlock()
+	a.leave(x.uid)
+	if err := os.RemoveAll(translate.LogDir(a.DataDir, p.Namespace, p.Name, x.uid)); err != nil {
+		a.log.Warn("cannot remove the logs of a pod", "pod", x.uid, "err", err)
+	}
+}
+
+// leave gives a pod's place on the machine to others.
+func (a *Agent) leave(uid string) {
+	if !a.gate.release(uid) {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, x := range a.actors {
+		x.mu.Lock()
+		waits := x.o.Resize != nil
+		x.mu.Unlock()
+		if waits {
+			go x.considerResize()
+		}
+	}
+}
+
+// adopt stops and removes what is on the machine of pods that the API does
+// not have.
+func (a *Agent) adopt(ctx context.Context) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	gone := func(uid, namespace, name string, grace *int64) {
+		if a.actors[uid] != nil || uid == "" {
+			return
+		}
+		a.log.Info("removing a pod that the API does not have", "pod", uid, "namespace", namespace, "name", name)
+		x := a.begin(&v1.Pod{
+			ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), Namespace: namespace, Name: name},
+			Spec:       v1.PodSpec{TerminationGracePeriodSeconds: grace},
+		})
+		x.change(func(o *pod.Observed) { o.Gone, x.absent = true, true })
+	}
+	for uid, list := range a.found {
+		var namespace, name string
+		var grace *int64
+		for _, s := range list {
+			namespace, name = s.Labels[pod.LabelNamespace], s.Labels[pod.LabelPod]
+			if seconds, err := strconv.ParseInt(s.Labels[pod.LabelGrace], 10, 64); err == nil {
+				grace = &seconds
+			}
+		}
+		gone(uid, namespace, name, grace)
+	}
+	attached, err := a.Network.List(ctx)
+	if err != nil {
+		a.log.Warn("cannot list pods of the network", "err", err)
+	}
+	for _, at := range attached {
+		gone(at.ID, "", "", nil)
+	}
+	dirs, _ := os.ReadDir(filepath.Join(a.DataDir, "pods"))
+	for _, d := range dirs {
+		gone(d.Name(), "", "", nil)
+	}
+}
+
+// watchRuntime keeps the actors told of what a runtime's workloads do. told
+// is called once everything that runs is known.
+func (a *Agent) watchRuntime(ctx context.Context, rt runtime.Runtime, told func()) {
+	defer told()
+	const first, most = 20 * time.Millisecond, 5 * time.Second
+	for delay := first; ctx.Err() == nil; {
+		err := func() error {
+			changes, err := rt.Watch(ctx)
+			if err != nil {
+				return fmt.Errorf("watch workloads: %w", err)
+			}
+			list, err := rt.List(ctx)
+			if err != nil {
+				return fmt.Errorf("list workloads: %w", err)
+			}
+			delay = first
+			a.setRuns(rt, list)
+			told()
+			for s := range changes {
+				a.setRun(s)
+			}
+			return nil
+		}()
+		if ctx.Err() != nil {
+			return
+		}
+		a.log.Warn("lost the runtime; connecting again", "err", err)
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+		}
+		delay = min(2*delay, most)
+	}
+}
+
+func (a *Agent) setRun(s runtime.Status) {
+	a.mu.Lock()
+	x := a.actors[s.Pod]
+	if x == nil && !a.ended[s.Pod] {
+		if a.found[s.Pod] == nil {
+			a.found[s.Pod] = map[runtime.ID]runtime.Status{}
+		}
+		a.found[s.Pod][s.ID] = s
+	}
+	a.mu.Unlock()
+	if x != nil {
+		x.setRun(s)
+	}
+}
+
+func (a *Agent) setRuns(rt runtime.Runtime, list []runtime.Status) {
+	byPod := map[string][]runtime.Status{}
+	for _, s := range list {
+		byPod[s.Pod] = append(byPod[s.Pod], s)
+	}
+	a.mu.Lock()
+	var actors []*actor
+	for _, x := range a.actors {
+		actors = append(actors, x)
+	}
+	a.mu.Unlock()
+	for _, x := range actors {
+		x.mu.Lock()
+		mine := x.rt == rt
+		x.mu.Unlock()
+		if mine {
+			x.setRuns(byPod[x.uid])
+		}
+		delete(byPod, x.uid)
+	}
+	for _, l := range byPod {
+		for _, s := range l {
+			a.setRun(s)
+		}
+	}
+}
+
+// runtimeOf is the runtime that a pod's class names, or why there is none.
+func (a *Agent) runtimeOf(p *v1.Pod) (runtime.Runtime, string) {
+	if p.Spec.RuntimeClassName == nil || *p.Spec.RuntimeClassName == "" {
+		return a.Runtimes[""], ""
+	}
+	class, err := a.classes.Get(*p.Spec.RuntimeClassName)
+	if err != nil {
+		return nil, fmt.Sprintf("failed to get sandbox runtime: RuntimeClass.node.k8s.io %q not found", *p.Spec.RuntimeClassName)
+	}
+	rt := a.Runtimes[class.Handler]
+	if rt == nil {
+		return nil, fmt.Sprintf("failed to get sandbox runtime: no runtime for %q is configured", class.Handler)
+	}
+	return rt, ""
+}
+
+func (a *Agent) hostIPs() []netip.Addr { return []netip.Addr{a.NodeIP} }
+
+func (a *Agent) wake(uid types.UID) {
+	a.mu.Lock()
+	x := a.actors[string(uid)]
+	a.mu.Unlock()
+	if x != nil {
+		x.kick()
+	}
+}
+
+// StopPods stops all workloads gracefully, each with its own grace but none
+// with more than the given one, and returns when nothing runs or ctx ends.
+// The API is told nothing: a later agent starts them again. Until Run ends
+// nothing is started any more.
+func (a *Agent) StopPods(ctx context.Context, grace time.Duration) error {
+	a.mu.Lock()
+	a.halt = &grace
+	var actors []*actor
+	for _, x := range a.actors {
+		actors = append(actors, x)
+	}
+	a.mu.Unlock()
+	for _, x := range actors {
+		x.change(func(o *pod.Observed) { o.Halt, o.HaltGrace = true, grace })
+	}
+	for i, x := range actors {
+		select {
+		case <-x.still:
+		case <-x.done:
+		case <-ctx.Done():
+			return fmt.Errorf("stop pods: %d of %d may still run: %w", len(actors)-i, len(actors), ctx.Err())
+		}
+	}
+	return nil
+}

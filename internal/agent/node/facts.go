@@ -1,0 +1,159 @@
+package node
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+)
+
+// reservedMemory is kept from pods for the machine itself: its programs and
+// tutti's own.
+const reservedMemory = 256 << 20
+
+// capacity reads what the machine has.
+func capacity(dataDir string, maxPods int) (v1.ResourceList, error) {
+	var mem unix.Sysinfo_t
+	if err := unix.Sysinfo(&mem); err != nil {
+		return nil, fmt.Errorf("read the machine's memory: %w", err)
+	}
+	if err := os.MkdirAll(dataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make data directory: %w", err)
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(dataDir, &disk); err != nil {
+		return nil, fmt.Errorf("read the size of the disk below %s: %w", dataDir, err)
+	}
+	list := v1.ResourceList{
+		v1.ResourceCPU:              *resource.NewQuantity(int64(goruntime.NumCPU()), resource.DecimalSI),
+		v1.ResourceMemory:           *resource.NewQuantity(int64(mem.Totalram)*int64(mem.Unit), resource.BinarySI),
+		v1.ResourceEphemeralStorage: *resource.NewQuantity(int64(disk.Blocks)*disk.Bsize, resource.BinarySI),
+		v1.ResourcePods:             *resource.NewQuantity(int64(maxPods), resource.DecimalSI),
+	}
+	sizes, _ := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB")
+	for _, dir := range sizes {
+		var kb, n int64
+		if _, err := fmt.Sscanf(filepath.Base(dir), "hugepages-%dkB", &kb); err != nil {
+			continue
+		}
+		if _, err := fmt.Sscan(read(filepath.Join(dir, "nr_hugepages")), &n); err != nil {
+			continue
+		}
+		size := resource.NewQuantity(kb<<10, resource.BinarySI)
+		list[v1.ResourceName(v1.ResourceHugePagesPrefix+size.String())] = *resource.NewQuantity(n*kb<<10, resource.BinarySI)
+	}
+	return list, nil
+}
+
+// allocatable is what of the capacity pods may have.
+func allocatable(capacity v1.ResourceList) v1.ResourceList {
+	list := capacity.DeepCopy()
+	memory := capacity[v1.ResourceMemory]
+	rest := memory.Value() - reservedMemory
+	for name, q := range capacity {
+		if strings.HasPrefix(string(name), v1.ResourceHugePagesPrefix) {
+			rest -= q.Value() // set aside already
+		}
+	}
+	list[v1.ResourceMemory] = *resource.NewQuantity(max(rest, 0), resource.BinarySI)
+	disk := capacity[v1.ResourceEphemeralStorage]
+	// Unpacked images and logs live there too.
+	list[v1.ResourceEphemeralStorage] = *resource.NewQuantity(disk.Value()/10*9, resource.BinarySI)
+	return list
+}
+
+// systemInfo reads what the machine is.
+func systemInfo(version string) v1.NodeSystemInfo {
+	var u unix.Utsname
+	_ = unix.Uname(&u) // cannot fail with a valid pointer
+	machineID := strings.TrimSpace(read("/etc/machine-id"))
+	uuid := strings.TrimSpace(read("/sys/class/dmi/id/product_uuid"))
+	if uuid == "" {
+		uuid = machineID
+	}
+	return v1.NodeSystemInfo{
+		MachineID:               machineID,
+		SystemUUID:              uuid,
+		BootID:                  strings.TrimSpace(read("/proc/sys/kernel/random/boot_id")),
+		KernelVersion:           unix.ByteSliceToString(u.Release[:]),
+		OSImage:                 osImage(),
+		ContainerRuntimeVersion: "tutti://" + version,
+		KubeletVersion:          KubernetesVersion + "+tutti." + version,
+		OperatingSystem:         goruntime.GOOS,
+		Architecture:            goruntime.GOARCH,
+		Swap:                    swap(),
+	}
+}
+
+func osImage() string {
+	f, err := os.Open("/etc/os-release")
+	if err != nil {
+		return "Linux"
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if name, ok := strings.CutPrefix(s.Text(), "PRETTY_NAME="); ok {
+			return strings.Trim(name, `"'`)
+		}
+	}
+	return "Linux"
+}
+
+func swap() *v1.NodeSwapStatus {
+	var mem unix.Sysinfo_t
+	if unix.Sysinfo(&mem) != nil || mem.Totalswap == 0 {
+		return nil
+	}
+	n := int64(mem.Totalswap) * int64(mem.Unit)
+	return &v1.NodeSwapStatus{Capacity: &n}
+}
+
+// pressure says what the machine is short of.
+type pressure struct{ memory, disk, pids bool }
+
+// Below these the machine is short: those of a kubelet.
+const (
+	memoryLow = 100 << 20
+	diskLow   = 10 // percent free
+	pidsLow   = 10 // percent free
+)
+
+func readPressure(dataDir string) (p pressure) {
+	var kb int64
+	for line := range strings.Lines(read("/proc/meminfo")) {
+		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			if _, err := fmt.Sscan(rest, &kb); err == nil {
+				p.memory = kb<<10 < memoryLow
+			}
+		}
+	}
+	var disk unix.Statfs_t
+	if unix.Statfs(dataDir, &disk) == nil && disk.Blocks > 0 {
+		p.disk = disk.Bavail*100/disk.Blocks < diskLow
+	}
+	var most, tasks int64
+	if _, err := fmt.Sscan(read("/proc/sys/kernel/pid_max"), &most); err == nil && most > 0 {
+		if f := strings.Fields(read("/proc/loadavg")); len(f) > 3 {
+			_, all, _ := strings.Cut(f[3], "/")
+			if _, err := fmt.Sscan(all, &tasks); err == nil {
+				p.pids = (most-tasks)*100/most < pidsLow
+			}
+		}
+	}
+	return p
+}
+
+// read returns a small file's content, "" if it cannot be read.
+func read(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}

@@ -1,0 +1,501 @@
+// Package node tells the API of this machine: it registers the Node, keeps
+// its status and its lease, and brings the range of pod addresses that the
+// control plane gives it to the network.
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sort"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/component-helpers/apimachinery/lease"
+	"k8s.io/utils/clock"
+
+	"tutti.dev/tutti/internal/image"
+)
+
+// KubernetesVersion is the version of Kubernetes whose node this is.
+const KubernetesVersion = "v1.36.3"
+
+const (
+	leaseSeconds  = 40
+	leaseInterval = 10 * time.Second
+	// reportInterval is how often the status is told though nothing changed,
+	// checkInterval how often it is looked at whether something did.
+	reportInterval = 5 * time.Minute
+	checkInterval  = 10 * time.Second
+	// startTime is how long the node of an earlier run is left as it was
+	// before it is told that this one is not ready yet.
+	startTime  = 30 * time.Second
+	retryFirst = 50 * time.Millisecond
+	retryMost  = 5 * time.Second
+	mostImages = 50
+)
+
+// Config says what a Node tells and whom it asks.
+type Config struct {
+	Name, Hostname string
+	IP             netip.Addr
+	Client         kubernetes.Interface // identity of the node
+	Version        string               // of tutti
+	MaxPods, Port  int
+	DataDir        string
+	Handlers       []string // of RuntimeClasses; "" is the default
+	Images         func(context.Context) ([]image.Image, error)
+	// SetRange takes the range that pods here get their addresses from.
+	SetRange func(context.Context, netip.Prefix) error
+	Log      *slog.Logger
+}
+
+// Node is this machine in the API.
+type Node struct {
+	Config
+	changed chan struct{} // wakes the reporter
+	ready   chan struct{} // closed when Ready is told
+	ranged  chan struct{} // closed when pods can get addresses
+	onReady sync.Once
+
+	mu      sync.Mutex
+	node    *v1.Node // last seen in the API, or what would be registered
+	running bool     // pods are being run
+	fault   string   // why the network does not work
+	told    time.Time
+}
+
+// New reads what the machine is; it talks to nobody before Run.
+func New(c Config) (*Node, error) {
+	n := &Node{Config: c, changed: make(chan struct{}, 1), ready: make(chan struct{}), ranged: make(chan struct{})}
+	total, err := capacity(c.DataDir, c.MaxPods)
+	if err != nil {
+		return nil, err
+	}
+	info := systemInfo(c.Version)
+	n.node = &v1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: c.Name, Labels: map[string]string{
+			v1.LabelHostname:   c.Hostname,
+			v1.LabelOSStable:   info.OperatingSystem,
+			v1.LabelArchStable: info.Architecture,
+		}},
+		Status: v1.NodeStatus{Capacity: total, Allocatable: allocatable(total), NodeInfo: info},
+	}
+	return n, nil
+}
+
+// Node is the Node as the API has it, or as it would be registered. It must
+// not be changed.
+func (n *Node) Node() *v1.Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.node
+}
+
+// Ready is closed once the API has been told that the node is ready.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// SetRunning says that pods are being run from now on.
+func (n *Node) SetRunning() {
+	n.mu.Lock()
+	n.running = true
+	n.mu.Unlock()
+	n.Report()
+}
+
+// Report has the status looked at again.
+func (n *Node) Report() {
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
+}
+
+// WaitRange returns when pods can get addresses.
+func (n *Node) WaitRange(ctx context.Context) error {
+	select {
+	case <-n.ranged:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Run registers the node and keeps it told of until ctx ends.
+func (n *Node) Run(ctx context.Context) error {
+	if err := n.register(ctx); err != nil {
+		return err // only at the end of ctx
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { n.watch(ctx); return nil })
+	g.Go(func() error { n.report(ctx); return nil })
+	g.Go(func() error {
+		lease.NewController(clock.RealClock{}, n.Client, n.Name, leaseSeconds, nil, leaseInterval, n.Name, v1.NamespaceNodeLease,
+			func(l *coordinationv1.Lease) error {
+				l.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: n.Node().UID}}
+				return nil
+			}).Run(ctx)
+		return nil
+	})
+	return g.Wait()
+}
+
+// register makes the Node in the API, or finds the one that is there and
+// brings its labels up to date.
+func (n *Node) register(ctx context.Context) error {
+	nodes := n.Client.CoreV1().Nodes()
+	want := n.Node().DeepCopy()
+	for delay := retryFirst; ; delay = min(2*delay, retryMost) {
+		n.fill(ctx, &want.Status)
+		got, err := nodes.Create(ctx, want, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) {
+			got, err = n.relabel(ctx, want.Labels)
+		}
+		if err == nil {
+			n.see(ctx, got)
+			return nil
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		n.Log.Warn("cannot register the node; trying again", "node", n.Name, "err", err)
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (n *Node) relabel(ctx context.Context, labels map[string]string) (*v1.Node, error) {
+	got, err := n.Client.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("get node %s: %w", n.Name, err)
+	}
+	missing := map[string]string{}
+	for k, v := range labels {
+		if got.Labels[k] != v {
+			missing[k] = v
+		}
+	}
+	if len(missing) == 0 {
+		return got, nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": missing}})
+	if err != nil {
+		return nil, fmt.Errorf("write labels of node %s: %w", n.Name, err)
+	}
+	got, err = n.Client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("label node %s: %w", n.Name, err)
+	}
+	return got, nil
+}
+
+// watch follows the Node: others give it its range of addresses, labels and
+// taints; one that is deleted is made again.
+func (n *Node) watch(ctx context.Context) {
+	factory := informers.NewSharedInformerFactoryWithOptions(n.Client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", n.Name).String()
+	}))
+	informer := factory.Core().V1().Nodes().Informer()
+	see := func(o any) {
+		if node, ok := o.(*v1.Node); ok && node.Name == n.Name {
+			n.see(ctx, node)
+		}
+	}
+	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    see,
+		UpdateFunc: func(_, o any) { see(o) },
+		DeleteFunc: func(any) {
+			n.mu.Lock()
+			n.node = n.node.DeepCopy()
+			n.node.ObjectMeta = metav1.ObjectMeta{Name: n.Name, Labels: n.node.Labels}
+			n.mu.Unlock()
+			if err := n.register(ctx); err != nil {
+				n.Log.Error("cannot register the node again", "node", n.Name, "err", err)
+			}
+			n.Report()
+		},
+	})
+	if err != nil {
+		n.Log.Error("cannot watch the node", "node", n.Name, "err", err)
+		return
+	}
+	informer.RunWithContext(ctx)
+}
+
+// see takes the Node as the API has it.
+func (n *Node) see(ctx context.Context, node *v1.Node) {
+	n.mu.Lock()
+	n.node = node
+	n.mu.Unlock()
+	cidrs := node.Spec.PodCIDRs
+	if len(cidrs) == 0 && node.Spec.PodCIDR != "" {
+		cidrs = []string{node.Spec.PodCIDR}
+	}
+	if len(cidrs) == 0 {
+		return
+	}
+	fault := ""
+	prefix, err := netip.ParsePrefix(cidrs[0])
+	if err == nil {
+		err = n.SetRange(ctx, prefix)
+	}
+	if err != nil {
+		fault = fmt.Sprintf("cannot use the range of pod addresses %s: %v", cidrs[0], err)
+		n.Log.Error("cannot set the range of pod addresses", "range", cidrs[0], "err", err)
+	}
+	n.mu.Lock()
+	changed := n.fault != fault
+	n.fault = fault
+	select {
+	case <-n.ranged:
+	default:
+		if fault == "" {
+			close(n.ranged)
+			changed = true
+		}
+	}
+	n.mu.Unlock()
+	if changed {
+		n.Report()
+	}
+}
+
+// settled says that nothing is missing any more for the node to be ready.
+func (n *Node) settled() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-n.ranged:
+		return n.running
+	default:
+		return false
+	}
+}
+
+// report tells the status whenever it changes, and now and then.
+func (n *Node) report(ctx context.Context) {
+	delay := checkInterval
+	for start := time.After(startTime); !n.settled(); {
+		select {
+		case <-n.changed:
+			continue
+		case <-start:
+		case <-ctx.Done():
+			return
+		}
+		break
+	}
+	for {
+		if err := n.tell(ctx); err != nil && ctx.Err() == nil {
+			n.Log.Warn("cannot write node status", "node", n.Name, "err", err)
+			delay = retryFirst
+		}
+		select {
+		case <-n.changed:
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return
+		}
+		delay = min(2*delay, checkInterval)
+	}
+}
+
+// tell patches the status if it changed or has not been told for long.
+func (n *Node) tell(ctx context.Context) error {
+	was := n.Node()
+	now := was.DeepCopy()
+	n.fill(ctx, &now.Status)
+	n.mu.Lock()
+	due := time.Since(n.told) >= reportInterval
+	n.mu.Unlock()
+	if !due && same(&was.Status, &now.Status) {
+		return nil
+	}
+	patch, err := statusPatch(was, now)
+	if err != nil {
+		return err
+	}
+	got, err := n.Client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	if err != nil {
+		return fmt.Errorf("patch status of node %s: %w", n.Name, err)
+	}
+	n.mu.Lock()
+	n.node, n.told = got, time.Now()
+	n.mu.Unlock()
+	for _, c := range got.Status.Conditions {
+		if c.Type == v1.NodeReady && c.Status == v1.ConditionTrue {
+			n.onReady.Do(func() { close(n.ready) })
+		}
+	}
+	return nil
+}
+
+// statusPatch is what changes the one status into the other. Addresses are
+// replaced as a whole: merging them by type would keep old ones.
+func statusPatch(was, now *v1.Node) ([]byte, error) {
+	a, errA := json.Marshal(v1.Node{Status: was.Status})
+	b, errB := json.Marshal(v1.Node{Status: now.Status})
+	if err := errors.Join(errA, errB); err != nil {
+		return nil, fmt.Errorf("write node status: %w", err)
+	}
+	patch, err := strategicpatch.CreateTwoWayMergePatch(a, b, v1.Node{})
+	if err != nil {
+		return nil, fmt.Errorf("compare node status: %w", err)
+	}
+	if equality.Semantic.DeepEqual(was.Status.Addresses, now.Status.Addresses) {
+		return patch, nil
+	}
+	var m map[string]any
+	if err := json.Unmarshal(patch, &m); err != nil {
+		return nil, fmt.Errorf("read node status patch: %w", err)
+	}
+	status, _ := m["status"].(map[string]any)
+	list := []any{map[string]any{"$patch": "replace"}}
+	for _, a := range now.Status.Addresses {
+		list = append(list, map[string]any{"type": a.Type, "address": a.Address})
+	}
+	status["addresses"] = list
+	return json.Marshal(m)
+}
+
+// same says whether two statuses differ in nothing but their heart-beat.
+func same(a, b *v1.NodeStatus) bool {
+	a, b = a.DeepCopy(), b.DeepCopy()
+	for _, s := range []*v1.NodeStatus{a, b} {
+		for i := range s.Conditions {
+			s.Conditions[i].LastHeartbeatTime = metav1.Time{}
+		}
+	}
+	return equality.Semantic.DeepEqual(a, b)
+}
+
+// fill sets what the node says of itself and leaves what others do.
+func (n *Node) fill(ctx context.Context, s *v1.NodeStatus) {
+	if total, err := capacity(n.DataDir, n.MaxPods); err == nil {
+		if s.Capacity == nil {
+			s.Capacity, s.Allocatable = v1.ResourceList{}, v1.ResourceList{}
+		}
+		for name, q := range total {
+			s.Capacity[name] = q
+		}
+		for name, q := range allocatable(total) {
+			s.Allocatable[name] = q
+		}
+	}
+	s.NodeInfo = systemInfo(n.Version)
+	s.Addresses = []v1.NodeAddress{
+		{Type: v1.NodeInternalIP, Address: n.IP.String()},
+		{Type: v1.NodeHostName, Address: n.Hostname},
+	}
+	s.DaemonEndpoints = v1.NodeDaemonEndpoints{KubeletEndpoint: v1.DaemonEndpoint{Port: int32(n.Port)}}
+	s.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: new(bool)}
+	s.RuntimeHandlers = n.handlers()
+	s.Images = n.images(ctx)
+	n.conditions(s)
+}
+
+func (n *Node) handlers() []v1.NodeRuntimeHandler {
+	yes, no := true, false
+	var list []v1.NodeRuntimeHandler
+	for _, name := range n.Handlers {
+		list = append(list, v1.NodeRuntimeHandler{Name: name, Features: &v1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &yes, UserNamespaces: &no}})
+	}
+	sort.Slice(list, func(i, j int) bool { return list[i].Name < list[j].Name })
+	return list
+}
+
+// images are the largest images, which the scheduler prefers nodes for.
+func (n *Node) images(ctx context.Context) []v1.ContainerImage {
+	list, err := n.Images(ctx)
+	if err != nil {
+		n.Log.Warn("cannot list images", "err", err)
+		return n.Node().Status.Images
+	}
+	sort.Slice(list, func(i, j int) bool {
+		if list[i].Size != list[j].Size {
+			return list[i].Size > list[j].Size
+		}
+		return list[i].Name < list[j].Name
+	})
+	var out []v1.ContainerImage
+	at := map[string]int{}
+	for _, img := range list {
+		if i, ok := at[img.ID]; ok {
+			out[i].Names = append(out[i].Names, img.Name)
+			continue
+		}
+		if len(out) == mostImages {
+			break
+		}
+		at[img.ID] = len(out)
+		out = append(out, v1.ContainerImage{Names: []string{img.Name}, SizeBytes: img.Size})
+	}
+	return out
+}
+
+func (n *Node) conditions(s *v1.NodeStatus) {
+	now := metav1.Now()
+	set := func(kind v1.NodeConditionType, is bool, reason, message string) {
+		c := v1.NodeCondition{Type: kind, Status: v1.ConditionFalse, Reason: reason, Message: message, LastHeartbeatTime: now, LastTransitionTime: now}
+		if is {
+			c.Status = v1.ConditionTrue
+		}
+		i := slices.IndexFunc(s.Conditions, func(c v1.NodeCondition) bool { return c.Type == kind })
+		if i < 0 {
+			s.Conditions = append(s.Conditions, c)
+			return
+		}
+		if s.Conditions[i].Status == c.Status {
+			c.LastTransitionTime = s.Conditions[i].LastTransitionTime
+		}
+		s.Conditions[i] = c
+	}
+	p := readPressure(n.DataDir)
+	short := func(kind v1.NodeConditionType, is bool, what string) {
+		if is {
+			set(kind, true, "KubeletHasInsufficient"+what, "the machine is short of it")
+			return
+		}
+		set(kind, false, "KubeletHasSufficient"+what, "the machine has enough of it")
+	}
+	short(v1.NodeMemoryPressure, p.memory, "Memory")
+	short(v1.NodeDiskPressure, p.disk, "Disk")
+	short(v1.NodePIDPressure, p.pids, "PID")
+	n.mu.Lock()
+	running, fault := n.running, n.fault
+	n.mu.Unlock()
+	select {
+	case <-n.ranged:
+	default:
+		if fault == "" {
+			fault = "waiting for the control plane to give this node a range of pod addresses"
+		}
+	}
+	switch {
+	case fault != "":
+		set(v1.NodeReady, false, "KubeletNotReady", fault)
+	case !running:
+		set(v1.NodeReady, false, "KubeletNotReady", "finding out what runs on this machine")
+	default:
+		set(v1.NodeReady, true, "KubeletReady", "tutti runs pods")
+	}
+}

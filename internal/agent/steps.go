@@ -1,0 +1,476 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/kubernetes/pkg/kubelet/events"
+
+	"tutti.dev/tutti/internal/agent/env"
+	"tutti.dev/tutti/internal/agent/hook"
+	"tutti.dev/tutti/internal/agent/pod"
+	"tutti.dev/tutti/internal/agent/translate"
+	"tutti.dev/tutti/internal/image"
+	"tutti.dev/tutti/internal/runtime"
+)
+
+// How long to wait after a failure, doubling from the first to the most. The
+// first are short because most early failures are the API being a moment
+// behind: node authorization learns of a binding milliseconds later.
+const (
+	partFirst, partMost   = 100 * time.Millisecond, 2 * time.Minute
+	startFirst, startMost = time.Second, time.Minute
+	pullFirst, pullMost   = 10 * time.Second, 300 * time.Second
+)
+
+// carryOut does one step and puts its outcome among what is observed.
+func (x *actor) carryOut(ctx context.Context, s pod.Step) {
+	log := x.a.log.With("pod", x.uid, "step", s.Do, "container", s.Container)
+	var err error
+	switch s.Do {
+	case pod.OpenGround:
+		x.part(&x.o.Ground, events.FailedCreatePodSandBox, "Failed to create pod sandbox: ", x.openGround(ctx))
+	case pod.PrepareVolumes:
+		x.part(&x.o.Volumes, events.FailedMountVolume, "", x.a.Volumes.Prepare(ctx, x.desired()))
+	case pod.GetImage:
+		x.getImage(ctx, s)
+	case pod.Start:
+		x.start(ctx, s)
+	case pod.BeginStop:
+		x.beginStop(ctx, s)
+	case pod.Terminate:
+		err = x.terminate(ctx, s.ID)
+	case pod.Kill:
+		x.stopped(s.ID, func(st *pod.Stop) { st.Killed = time.Now() })
+		err = x.signal(ctx, s.ID, syscall.SIGKILL)
+	case pod.Resize:
+		err = x.resize(ctx, s)
+	case pod.Remove:
+		err = x.remove(ctx, s.ID)
+	case pod.Close:
+		err = x.close(ctx)
+	case pod.Delete:
+		err = x.delete(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		log.Error("step failed", "err", err)
+		// Steps without a fault of their own are decided again: not at once.
+		select {
+		case <-time.After(startFirst):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// part notes the outcome of making a part of the pod ready.
+func (x *actor) part(p *pod.Part, reason, prefix string, err error) {
+	x.change(func(o *pod.Observed) {
+		if err == nil {
+			*p = pod.Part{Ready: true}
+			return
+		}
+		p.Fault = p.Fault.Next(time.Now(), reason, err.Error(), partFirst, partMost)
+	})
+	if err == nil || errors.Is(err, context.Canceled) {
+		return
+	}
+	x.a.log.Warn("pod is not ready to start", "pod", x.uid, "reason", reason, "err", err)
+	if x.faults(p) > 3 { // what passes within a second is nobody's business
+		x.a.event(x.desired(), "", v1.EventTypeWarning, reason, prefix+err.Error())
+	}
+}
+
+func (x *actor) faults(p *pod.Part) int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if p.Fault == nil {
+		return 0
+	}
+	return p.Fault.Count
+}
+
+// openGround attaches the pod to the network and opens it in its runtime.
+func (x *actor) openGround(ctx context.Context) error {
+	p := x.desired()
+	rt, err := x.runtime()
+	if err != nil {
+		return err
+	}
+	netns := ""
+	if !p.Spec.HostNetwork {
+		n, err := translate.Network(p)
+		if err != nil {
+			return err
+		}
+		if err := x.a.node.WaitRange(ctx); err != nil {
+			return fmt.Errorf("wait for this node's range of pod addresses: %w", err)
+		}
+		at, err := x.a.Network.Attach(ctx, n)
+		if err != nil {
+			return fmt.Errorf("attach to the pod network: %w", err)
+		}
+		netns = at.NetNS
+		x.change(func(o *pod.Observed) { o.IPs = at.IPs })
+	}
+	hostname, err := x.a.Volumes.Hostname(p)
+	if err != nil {
+		return err
+	}
+	if err := rt.Open(ctx, translate.Pod(p, hostname, netns)); err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	return nil
+}
+
+// runtime returns the pod's runtime, or why it has none.
+func (x *actor) runtime() (runtime.Runtime, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.rt == nil {
+		// Its RuntimeClass may have come since.
+		rt, why := x.a.runtimeOf(x.o.Pod)
+		if rt == nil {
+			return nil, errors.New(why)
+		}
+		x.rt = rt
+	}
+	return x.rt, nil
+}
+
+// start runs one attempt of a container and then its postStart hook.
+func (x *actor) start(ctx context.Context, s pod.Step) {
+	p := x.desired()
+	c, kind := containerOf(p, s.Container)
+	hooked := c.Lifecycle != nil && c.Lifecycle.PostStart != nil
+	x.container(s.ID, func(k *pod.Container) { k.Starting, k.Hook = true, hooked })
+	defer x.container(s.ID, func(k *pod.Container) { k.Starting, k.Hook = false, false })
+
+	if why, err := x.launch(ctx, p, c, s.ID); err != nil {
+		if ctx.Err() != nil {
+			return
+		}
+		x.a.event(p, c.Name, v1.EventTypeWarning, events.FailedToStartContainer, "Error: "+err.Error())
+		if why == pod.ReasonStart {
+			x.restarted(s)
+			x.change(func(o *pod.Observed) {
+				o.Runs = append(o.Runs, pod.NotStarted(s.ID, time.Now(), translate.Labels(p, c, o.Containers[c.Name].ImageID), err.Error()))
+			})
+			return
+		}
+		x.container(s.ID, func(k *pod.Container) {
+			k.Fault = k.Fault.Next(time.Now(), why, err.Error(), startFirst, startMost)
+		})
+		return
+	}
+	x.restarted(s)
+	x.a.event(p, c.Name, v1.EventTypeNormal, events.CreatedContainer, "Container created")
+	x.a.event(p, c.Name, v1.EventTypeNormal, events.StartedContainer, "Container started")
+	if kind != initContainer {
+		x.a.Probes.Add(x.pod(), c, s.ID, p.Status.PodIP)
+	}
+	x.container(s.ID, func(k *pod.Container) { k.Starting, k.Fault = false, nil })
+	if !hooked {
+		return
+	}
+	if err := hook.Run(ctx, c.Lifecycle.PostStart, c, s.ID, p.Status.PodIP, x.a.exec); err != nil && ctx.Err() == nil {
+		x.a.event(p, c.Name, v1.EventTypeWarning, events.FailedPostStartHook, "PostStartHook failed")
+		x.a.log.Warn("postStart hook failed", "pod", x.uid, "container", c.Name, "err", err)
+		x.beginStop(ctx, pod.Step{Container: c.Name, ID: s.ID, Grace: graceOf(p), Why: "FailedPostStartHook"})
+	}
+}
+
+// launch asks the runtime to run an attempt. On failure it also says with
+// what reason the API is to show it.
+func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runtime.ID) (reason string, err error) {
+	rt, err := x.runtime()
+	if err != nil {
+		return pod.ReasonCreate, err
+	}
+	img, err := x.a.Images.Get(ctx, c.Image)
+	if err != nil {
+		// Removed since it was got: it will be got again.
+		x.container(id, func(k *pod.Container) { k.Image = false })
+		return pod.ReasonCreate, fmt.Errorf("image %s: %w", c.Image, err)
+	}
+	layers, err := x.a.Images.Hold(ctx, img, x.uid)
+	if err != nil {
+		return pod.ReasonCreate, fmt.Errorf("hold image %s: %w", c.Image, err)
+	}
+	args, vars, err := x.program(ctx, p, c, img.Config)
+	if err != nil {
+		return pod.ReasonConfig, err
+	}
+	mounts, err := x.a.Volumes.Mounts(p, c, id.Attempt, vars, podIPs(p))
+	if err != nil {
+		return pod.ReasonConfig, err
+	}
+	w, err := translate.Workload(translate.Input{
+		Pod: p, Container: c, Attempt: id.Attempt, Image: img, ImageID: imageID(img), Layers: layers,
+		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts,
+	}, x.a.machine)
+	if err != nil {
+		return pod.ReasonConfig, err
+	}
+	if err := os.MkdirAll(filepath.Dir(w.Log), 0o755); err != nil {
+		return pod.ReasonCreate, fmt.Errorf("make log directory: %w", err)
+	}
+	st, err := rt.Start(ctx, w)
+	switch {
+	case err == nil:
+		x.setRun(st)
+		return "", nil
+	case errors.Is(err, runtime.ErrRunsAsRoot):
+		return pod.ReasonConfig, err
+	case errors.Is(err, runtime.ErrInvalid):
+		return pod.ReasonStart, err
+	}
+	return pod.ReasonRun, err
+}
+
+// program says what a container runs, and the variables that the pod gives to
+// it.
+func (x *actor) program(ctx context.Context, p *v1.Pod, c *v1.Container, img image.Config) (args, vars []string, err error) {
+	services, err := x.a.services.List(labels.Everything())
+	if err != nil {
+		return nil, nil, fmt.Errorf("list services: %w", err)
+	}
+	vars, err = env.Expand(ctx, env.Input{
+		Pod: p, Container: c, Objects: x.a.Volumes, Services: services,
+		Allocatable: x.a.node.Node().Status.Allocatable,
+		VolumePath:  func(name string) (string, error) { return x.a.Volumes.VolumePath(p.UID, name) },
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	args, err = env.Command(c, img, vars)
+	return args, vars, err
+}
+
+// exec runs a program in one of the pod's containers, for probes and hooks.
+func (a *Agent) exec(ctx context.Context, id runtime.ID, argv []string) (int, []byte, error) {
+	a.mu.Lock()
+	x := a.actors[id.Pod]
+	a.mu.Unlock()
+	if x == nil {
+		return 0, nil, fmt.Errorf("exec in %s: %w", id, runtime.ErrNotFound)
+	}
+	rt, err := x.runtime()
+	if err != nil {
+		return 0, nil, err
+	}
+	out := &output{}
+	code, err := rt.Exec(ctx, id, runtime.Exec{Args: argv, Streams: runtime.Streams{Stdout: out, Stderr: out}})
+	return code, out.bytes(), err
+}
+
+// output keeps what a program writes, up to a bound.
+type output struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+const maxOutput = 10 << 10
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.b = append(o.b, p[:min(len(p), maxOutput-len(o.b))]...)
+	return len(p), nil
+}
+
+func (o *output) bytes() []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.b)
+}
+
+func podIPs(p *v1.Pod) []string {
+	var ips []string
+	for _, ip := range p.Status.PodIPs {
+		ips = append(ips, ip.IP)
+	}
+	return ips
+}
+
+// restarted notes a restart for the back-off.
+func (x *actor) restarted(s pod.Step) {
+	if s.ID.Attempt == 0 {
+		return
+	}
+	x.container(s.ID, func(k *pod.Container) {
+		ended := time.Now()
+		for i := range x.o.Runs {
+			if r := &x.o.Runs[i]; r.Name == s.ID.Name && r.Attempt == s.ID.Attempt-1 {
+				ended = r.FinishedAt
+			}
+		}
+		k.Crash = k.Crash.Next(ended, time.Now())
+	})
+}
+
+// pod is the pod as the API has it.
+func (x *actor) pod() *v1.Pod {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.o.Pod
+}
+
+// stopped changes how far the end of a run has come.
+func (x *actor) stopped(id runtime.ID, f func(s *pod.Stop)) {
+	x.change(func(o *pod.Observed) {
+		s := o.Stops[id]
+		f(&s)
+		o.Stops[id] = s
+	})
+}
+
+// beginStop notes that a run is to end and runs its preStop hook, which
+// Terminate cuts short when the grace is over.
+func (x *actor) beginStop(ctx context.Context, s pod.Step) {
+	p := x.desired()
+	c, _ := containerOf(p, s.Container)
+	hooked := c != nil && c.Lifecycle != nil && c.Lifecycle.PreStop != nil && s.Grace > 0
+	x.a.Probes.Quiet(s.ID)
+	x.stopped(s.ID, func(st *pod.Stop) {
+		if st.Begun.IsZero() {
+			*st = pod.Stop{Begun: time.Now(), Grace: s.Grace, Hook: hooked, Restart: s.Restart}
+		}
+	})
+	why := s.Why
+	if c != nil {
+		why = withName(s.Why, c.Name)
+	}
+	x.a.event(p, s.Container, v1.EventTypeNormal, events.KillingContainer, why)
+	if !hooked {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.Grace)
+	defer cancel()
+	if err := hook.Run(ctx, c.Lifecycle.PreStop, c, s.ID, p.Status.PodIP, x.a.exec); err != nil {
+		x.a.event(p, c.Name, v1.EventTypeWarning, events.FailedPreStopHook, "PreStopHook failed")
+		x.a.log.Warn("preStop hook failed", "pod", x.uid, "container", c.Name, "err", err)
+	}
+	x.stopped(s.ID, func(st *pod.Stop) { st.Hook = false })
+}
+
+func (x *actor) terminate(ctx context.Context, id runtime.ID) error {
+	x.cancel(pod.BeginStop, id)
+	sig := syscall.SIGTERM
+	for _, r := range x.runs() {
+		if r.ID == id && r.StopSignal != 0 {
+			sig = r.StopSignal
+		}
+	}
+	if err := x.signal(ctx, id, sig); err != nil {
+		return err
+	}
+	x.stopped(id, func(s *pod.Stop) { s.Terminated = time.Now() })
+	return nil
+}
+
+func (x *actor) signal(ctx context.Context, id runtime.ID, sig syscall.Signal) error {
+	rt, err := x.runtime()
+	if err != nil {
+		return err
+	}
+	if err := rt.Signal(ctx, id, sig); err != nil && !errors.Is(err, runtime.ErrNotFound) && !errors.Is(err, runtime.ErrNotRunning) {
+		return fmt.Errorf("send %s to %s: %w", sig, id, err)
+	}
+	return nil
+}
+
+// resize applies the container's resources to what runs.
+func (x *actor) resize(ctx context.Context, s pod.Step) error {
+	p := x.desired()
+	c, _ := containerOf(p, s.Container)
+	rt, err := x.runtime()
+	if err != nil {
+		return err
+	}
+	if err := rt.Update(ctx, s.ID, translate.ContainerResources(p, c)); err != nil {
+		return fmt.Errorf("resize %s: %w", s.ID, err)
+	}
+	x.container(s.ID, func(k *pod.Container) { k.Resources = pod.ResourceKey(c) })
+	return nil
+}
+
+// remove forgets a run and its log.
+func (x *actor) remove(ctx context.Context, id runtime.ID) error {
+	rt, err := x.runtime()
+	if err != nil {
+		return err
+	}
+	if err := rt.Remove(ctx, id); err != nil {
+		return fmt.Errorf("remove %s: %w", id, err)
+	}
+	p := x.pod()
+	log := translate.Log(x.a.DataDir, p.Namespace, p.Name, x.uid, id.Name, id.Attempt)
+	if err := os.Remove(log); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove log: %w", err)
+	}
+	x.change(func(o *pod.Observed) {
+		for i := range o.Runs {
+			if o.Runs[i].ID == id {
+				o.Runs = append(o.Runs[:i:i], o.Runs[i+1:]...)
+				break
+			}
+		}
+		delete(o.Stops, id)
+	})
+	return nil
+}
+
+// close takes everything of the pod from the machine; its logs go once the
+// API does not have it any more.
+func (x *actor) close(ctx context.Context) error {
+	p := x.pod()
+	if rt, err := x.runtime(); err == nil {
+		if err := rt.Close(ctx, x.uid); err != nil {
+			return fmt.Errorf("close: %w", err)
+		}
+	}
+	if err := x.a.Volumes.Remove(ctx, p.UID); err != nil {
+		return fmt.Errorf("remove volumes: %w", err)
+	}
+	if !p.Spec.HostNetwork {
+		if err := x.a.Network.Detach(ctx, x.uid); err != nil {
+			return fmt.Errorf("detach from the pod network: %w", err)
+		}
+	}
+	if err := x.a.Images.Release(ctx, x.uid); err != nil {
+		return fmt.Errorf("release images: %w", err)
+	}
+	x.change(func(o *pod.Observed) {
+		o.Closed = true
+		o.Ground, o.Volumes = pod.Part{}, pod.Part{}
+	})
+	return nil
+}
+
+// delete ends the graceful deletion that the API began.
+func (x *actor) delete(ctx context.Context) error {
+	p := x.pod()
+	now := int64(0)
+	uid := p.UID
+	err := x.a.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{
+		GracePeriodSeconds: &now, Preconditions: &metav1.Preconditions{UID: (*types.UID)(&uid)},
+	})
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return fmt.Errorf("delete pod %s/%s: %w", p.Namespace, p.Name, err)
+	}
+	// The watch will say so too; this is sooner.
+	x.change(func(o *pod.Observed) { o.Gone = true })
+	return nil
+}
