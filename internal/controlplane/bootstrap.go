@@ -1,0 +1,149 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	applycore "k8s.io/client-go/applyconfigurations/core/v1"
+	applydiscovery "k8s.io/client-go/applyconfigurations/discovery/v1"
+	applynode "k8s.io/client-go/applyconfigurations/node/v1"
+	applyrbac "k8s.io/client-go/applyconfigurations/rbac/v1"
+	applystorage "k8s.io/client-go/applyconfigurations/storage/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"tutti.dev/tutti/internal/controlplane/pki"
+)
+
+const (
+	// fieldManager owns the fields that bootstrap sets.
+	fieldManager = "tutti"
+	// Provisioner is the provisioner of the default storage class.
+	Provisioner = "tutti.dev/local"
+
+	rbacGroup = "rbac.authorization.k8s.io"
+	dnsName   = "kube-dns"
+)
+
+// bootstrap makes the objects that every cluster of tutti has, and repairs them where they were changed. It may run at
+// every start.
+func bootstrap(ctx context.Context, client kubernetes.Interface, cfg Config) error {
+	force := metav1.ApplyOptions{FieldManager: fieldManager, Force: true}
+	for _, r := range ownRoles() {
+		if _, err := client.RbacV1().ClusterRoles().Apply(ctx, r, force); err != nil {
+			return fmt.Errorf("apply cluster role %s: %w", *r.Name, err)
+		}
+	}
+	for _, b := range ownBindings() {
+		if _, err := client.RbacV1().ClusterRoleBindings().Apply(ctx, b, force); err != nil {
+			return fmt.Errorf("apply cluster role binding %s: %w", *b.Name, err)
+		}
+	}
+	container := applynode.RuntimeClass("container").WithHandler("container")
+	if _, err := client.NodeV1().RuntimeClasses().Apply(ctx, container, force); err != nil {
+		return fmt.Errorf("apply runtime class container: %w", err)
+	}
+	if _, err := client.StorageV1().StorageClasses().Apply(ctx, localStorage(), force); err != nil {
+		return fmt.Errorf("apply storage class local: %w", err)
+	}
+	if err := applyDNS(ctx, client, cfg, force); err != nil {
+		return err
+	}
+	return nil
+}
+
+// applyDNS makes the Service by which pods reach names. Its address is fixed, so a Service with another one is replaced.
+func applyDNS(ctx context.Context, client kubernetes.Interface, cfg Config, force metav1.ApplyOptions) error {
+	services := client.CoreV1().Services(metav1.NamespaceSystem)
+	service := dnsService(cfg.DNSAddress)
+	// Addresses are handed out only when the allocator knows its range, a moment after the API serves.
+	err := until(ctx, "service "+dnsName, func() (bool, error) {
+		_, err := services.Apply(ctx, service, force)
+		if err != nil && transient(err) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil {
+		return fmt.Errorf("apply service %s: %w", dnsName, err)
+	}
+	if _, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).Apply(ctx, dnsEndpoint(cfg.Advertise), force); err != nil {
+		return fmt.Errorf("apply endpoint slice %s: %w", dnsName, err)
+	}
+	return nil
+}
+
+func dnsService(address netip.Addr) *applycore.ServiceApplyConfiguration {
+	port := func(name string, p corev1.Protocol) *applycore.ServicePortApplyConfiguration {
+		return applycore.ServicePort().WithName(name).WithPort(53).WithProtocol(p)
+	}
+	return applycore.Service(dnsName, metav1.NamespaceSystem).
+		WithLabels(map[string]string{"k8s-app": dnsName, "kubernetes.io/cluster-service": "true"}).
+		WithSpec(applycore.ServiceSpec().
+			WithClusterIP(address.String()).
+			WithPorts(port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP)))
+}
+
+func dnsEndpoint(address netip.Addr) *applydiscovery.EndpointSliceApplyConfiguration {
+	family := discoveryv1.AddressTypeIPv4
+	if address.Is6() {
+		family = discoveryv1.AddressTypeIPv6
+	}
+	port := func(name string, p corev1.Protocol) *applydiscovery.EndpointPortApplyConfiguration {
+		return applydiscovery.EndpointPort().WithName(name).WithPort(53).WithProtocol(p)
+	}
+	return applydiscovery.EndpointSlice(dnsName, metav1.NamespaceSystem).
+		WithLabels(map[string]string{discoveryv1.LabelServiceName: dnsName, discoveryv1.LabelManagedBy: "tutti"}).
+		WithAddressType(family).
+		WithEndpoints(applydiscovery.Endpoint().
+			WithAddresses(address.String()).
+			WithConditions(applydiscovery.EndpointConditions().WithReady(true))).
+		WithPorts(port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP))
+}
+
+func localStorage() *applystorage.StorageClassApplyConfiguration {
+	return applystorage.StorageClass("local").
+		WithAnnotations(map[string]string{"storageclass.kubernetes.io/is-default-class": "true"}).
+		WithProvisioner(Provisioner).
+		WithReclaimPolicy(corev1.PersistentVolumeReclaimDelete).
+		WithVolumeBindingMode(storagev1.VolumeBindingWaitForFirstConsumer)
+}
+
+func rule(groups, resources []string, verbs ...string) *applyrbac.PolicyRuleApplyConfiguration {
+	return applyrbac.PolicyRule().WithAPIGroups(groups...).WithResources(resources...).WithVerbs(verbs...)
+}
+
+// ownRoles are the rights of tutti's own identities.
+func ownRoles() []*applyrbac.ClusterRoleApplyConfiguration {
+	return []*applyrbac.ClusterRoleApplyConfiguration{
+		applyrbac.ClusterRole(DNSUser).WithRules(
+			rule([]string{""}, []string{"services"}, "list", "watch"),
+			rule([]string{"discovery.k8s.io"}, []string{"endpointslices"}, "list", "watch"),
+		),
+		applyrbac.ClusterRole(VolumesUser).WithRules(
+			rule([]string{""}, []string{"persistentvolumes"}, "get", "list", "watch", "create", "update", "patch", "delete"),
+			rule([]string{""}, []string{"persistentvolumeclaims"}, "get", "list", "watch", "update", "patch"),
+			rule([]string{""}, []string{"nodes"}, "get", "list", "watch"),
+			rule([]string{"storage.k8s.io"}, []string{"storageclasses"}, "get", "list", "watch"),
+			rule([]string{"", "events.k8s.io"}, []string{"events"}, "create", "update", "patch"),
+		),
+	}
+}
+
+// ownBindings give users their roles. system:kube-proxy has its own from Kubernetes.
+func ownBindings() []*applyrbac.ClusterRoleBindingApplyConfiguration {
+	bind := func(name, user, role string) *applyrbac.ClusterRoleBindingApplyConfiguration {
+		return applyrbac.ClusterRoleBinding(name).
+			WithSubjects(applyrbac.Subject().WithKind("User").WithAPIGroup(rbacGroup).WithName(user)).
+			WithRoleRef(applyrbac.RoleRef().WithKind("ClusterRole").WithAPIGroup(rbacGroup).WithName(role))
+	}
+	return []*applyrbac.ClusterRoleBindingApplyConfiguration{
+		bind(DNSUser, DNSUser, DNSUser),
+		bind(VolumesUser, VolumesUser, VolumesUser),
+		bind("tutti:kubelet-api-admin", pki.KubeletClientName, "system:kubelet-api-admin"),
+	}
+}

@@ -1,0 +1,151 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3rpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/test/bufconn"
+	"k8s.io/apiserver/pkg/server/egressselector"
+
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+)
+
+const (
+	// etcdEndpoint names the store towards clients; it is never resolved or dialled.
+	etcdEndpoint = "http://etcd.invalid:2379"
+	// pipeBuffer is the size of each direction of a connection to the store.
+	pipeBuffer = 16 << 10
+	etcdStart  = time.Minute
+	etcdStop   = 10 * time.Second
+)
+
+// store is the embedded etcd. It listens nowhere: its clients in this process reach it through memory.
+type store struct {
+	log    *slog.Logger
+	dir    string
+	etcd   *embed.Etcd
+	server *grpc.Server
+	pipe   *bufconn.Listener
+	failed chan error // gets the first fatal error
+}
+
+// startStore opens the data in dir, or makes it, and returns when the store takes writes. Every acknowledged write has
+// been synced to disk.
+func startStore(ctx context.Context, dir string, log *slog.Logger) (*store, error) {
+	s := &store{log: log, dir: dir, failed: make(chan error, 1)}
+	cfg := embed.NewConfig()
+	cfg.Name = "tutti"
+	cfg.Dir = dir
+	nowhere := url.URL{Scheme: "http", Host: "127.0.0.1:2380"} // recorded for peers; there are none
+	cfg.ListenPeerUrls, cfg.ListenClientUrls = []url.URL{}, []url.URL{}
+	cfg.AdvertisePeerUrls, cfg.AdvertiseClientUrls = []url.URL{nowhere}, []url.URL{nowhere}
+	cfg.InitialCluster = cfg.Name + "=" + nowhere.String()
+	// Ticks only pace elections. A single member waits one election time-out at start, so it is short.
+	cfg.TickMs, cfg.ElectionMs = 20, 100
+	// Entries kept in memory for followers that lag behind: the defaults (10,000 and 5,000) can hold 100 MB.
+	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 1000, 100
+	cfg.QuotaBackendBytes = 8 << 30
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(etcdLogger(log, s.fail))
+
+	started := make(chan error, 1)
+	go func() {
+		err := errors.New("ended while starting")
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("%v", p)
+			}
+			select {
+			case fatal := <-s.failed:
+				err = fatal
+			default:
+			}
+			started <- err
+		}()
+		// A database file that was cut short faults when it is read through its memory map.
+		debug.SetPanicOnFault(true)
+		s.etcd, err = embed.StartEtcd(cfg)
+	}()
+	wait, cancel := context.WithTimeout(ctx, etcdStart)
+	defer cancel()
+	select {
+	case err := <-started:
+		if err != nil {
+			return nil, s.unusable(err)
+		}
+	case <-wait.Done():
+		return nil, fmt.Errorf("open the store in %s: %w", dir, wait.Err())
+	}
+
+	s.pipe = bufconn.Listen(pipeBuffer)
+	// The same keep-alive policy as etcd's own listeners; gRPC's default would cut off Kubernetes' clients.
+	s.server = v3rpc.Server(s.etcd.Server, nil, nil, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: cfg.GRPCKeepAliveMinTime}))
+	go s.server.Serve(s.pipe) //nolint:errcheck // returns nil after Stop, and nothing else can end a pipe
+
+	select {
+	case <-s.etcd.Server.ReadyNotify():
+		return s, nil
+	case err := <-s.failed:
+		s.stop()
+		return nil, s.unusable(err)
+	case <-wait.Done():
+		s.stop()
+		return nil, fmt.Errorf("open the store in %s: not ready: %w", dir, wait.Err())
+	}
+}
+
+func (s *store) unusable(err error) error {
+	return fmt.Errorf("open the store in %s: %s: restore %s from a backup, or move it away to start with an empty cluster",
+		s.dir, strings.Join(strings.Fields(err.Error()), " "), filepath.Clean(s.dir))
+}
+
+func (s *store) fail(err error) {
+	select {
+	case s.failed <- err:
+	default:
+	}
+}
+
+// failure is the first error that the store cannot survive.
+func (s *store) failure() <-chan error { return s.failed }
+
+// egress is how the API server's storage dials the store.
+func (s *store) egress(egressselector.NetworkContext) (utilnet.DialFunc, error) {
+	return func(ctx context.Context, _, _ string) (net.Conn, error) { return s.pipe.DialContext(ctx) }, nil
+}
+
+// client returns a client of the store. The caller closes it.
+func (s *store) client() (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{
+		Endpoints:   []string{etcdEndpoint},
+		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.pipe.DialContext(ctx) })},
+	})
+}
+
+// stop closes the store; nobody may use it any more.
+func (s *store) stop() {
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		s.server.Stop()
+		s.etcd.Close()
+	}()
+	select {
+	case <-stopped:
+	case <-time.After(etcdStop):
+		// Nothing is lost: what was acknowledged is on disk.
+		s.log.Warn("store did not close in time", "dir", s.dir, "after", etcdStop)
+	}
+}
