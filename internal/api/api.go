@@ -1,0 +1,50 @@
+// Package api holds the words that tutti shares with the world: the names it
+// gives to objects, its version, the layout of the data directory and the
+// language of the control socket. It imports nothing but the standard
+// library, so that every room may use it.
+package api
+
+// Version of tutti and the commit it was built from; set by the linker.
+var (
+	Version = "dev"
+	Commit  = ""
+)
+
+// Names that tutti gives to objects.
+const (
+	// Group is the API group of what tutti adds.
+	Group = "tutti.dev"
+	// FieldManager owns the fields that tutti applies.
+	FieldManager = "tutti"
+	// LabelApp marks each object, and each pod, of an application that tutti
+	// deployed; its value is the application's name.
+	LabelApp = "tutti.dev/app"
+	// LabelInventory marks the ConfigMap that lists an application's objects.
+	LabelInventory = "tutti.dev/inventory"
+	// LabelPartOf is the recommended Kubernetes label for the application that
+	// an object belongs to; it names an application before its folder does.
+	LabelPartOf = "app.kubernetes.io/part-of"
+	// LabelInstance groups what another deployer (Helm, for one) installed.
+	LabelInstance = "app.kubernetes.io/instance"
+)
+
+// EnvDataDir is the environment variable that stands for --data-dir.
+const EnvDataDir = "TUTTI_DATA_DIR"
+
+// DefaultDataDir is where everything of a machine is kept.
+const DefaultDataDir = "/var/lib/tutti"
+
+// Settings are what a machine is told once and keeps: they are written to
+// DataDir.Config at the first start. Empty fields mean the defaults.
+type Settings struct {
+	// Address is where the API listens for other machines: an address of this
+	// machine, or 0.0.0.0. Without it the API is for this machine alone.
+	Address string `json:"address,omitempty"`
+	// Port of the API.
+	Port int `json:"port,omitempty"`
+	// NodeName is how the cluster calls this machine.
+	NodeName string `json:"nodeName,omitempty"`
+	// ClusterCIDR and ServiceCIDR are where pods and Services get addresses.
+	ClusterCIDR string `json:"clusterCIDR,omitempty"`
+	ServiceCIDR string `json:"serviceCIDR,omitempty"`
+}

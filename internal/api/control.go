@@ -1,0 +1,46 @@
+package api
+
+import "time"
+
+// Paths of the control socket (HTTP on a unix socket that only root can open).
+const (
+	// PathStatus answers GET with a ServerStatus.
+	PathStatus = "/status"
+	// PathProgress answers GET with the start so far and as it goes on, one
+	// JSON Step a line, and ends when the server is ready or has failed.
+	PathProgress = "/progress"
+	// PathStop takes POST and answers with the steps of stopping, one JSON
+	// Step a line, until the server is gone. With ?pods=true workloads and
+	// network go too; otherwise workloads keep running.
+	PathStop = "/stop"
+	// PathImages is the root of the image store's own language.
+	PathImages = "/images"
+)
+
+// ServerStatus is what a server says of itself.
+type ServerStatus struct {
+	Ready   bool   `json:"ready"`
+	PID     int    `json:"pid"`
+	Version string `json:"version"`
+	Steps   []Step `json:"steps,omitempty"`
+}
+
+// StepState is where a step is.
+type StepState string
+
+const (
+	StepStarted StepState = "started"
+	StepDone    StepState = "done"
+	StepFailed  StepState = "failed"
+)
+
+// Step is one step of starting or stopping, as it begins and as it ends.
+type Step struct {
+	Name    string        `json:"name"`
+	State   StepState     `json:"state"`
+	Took    time.Duration `json:"took,omitempty"`    // nanoseconds, when done
+	Message string        `json:"message,omitempty"` // why it failed
+}
+
+// StepReady is the name of the step that ends a successful start.
+const StepReady = "ready"

@@ -1,0 +1,260 @@
+package app
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
+	sigsyaml "sigs.k8s.io/yaml"
+
+	"tutti.dev/tutti/internal/api"
+)
+
+// Read reads an application from a file, a folder of YAML or JSON files (a
+// kustomization when it has one), or stdin when path is "-". Its name is
+// name if that is not empty; else the label app.kubernetes.io/part-of when
+// all objects that have it agree; else the folder's or file's name.
+func Read(path, name string, stdin io.Reader) (Application, error) {
+	var (
+		objects []Object
+		err     error
+	)
+	fallback := ""
+	if path == "-" {
+		objects, err = decode("standard input", stdin)
+	} else {
+		fallback, err = nameOf(path)
+		if err == nil {
+			objects, err = readPath(path)
+		}
+	}
+	if err != nil {
+		return Application{}, err
+	}
+	if len(objects) == 0 {
+		return Application{}, fmt.Errorf("%s holds no objects; write Kubernetes objects as YAML into it", display(path))
+	}
+	if name == "" {
+		if name, err = partOf(objects); err != nil {
+			return Application{}, fmt.Errorf("%s: %w", display(path), err)
+		}
+	}
+	if name == "" {
+		name = fallback
+	}
+	if name = CleanName(name); name == "" {
+		return Application{}, fmt.Errorf("%s names no application; pass --name, or label its objects %s", display(path), api.LabelPartOf)
+	}
+	return Application{Name: name, Objects: objects}, distinct(objects)
+}
+
+func display(path string) string {
+	if path == "-" {
+		return "standard input"
+	}
+	return path
+}
+
+// nameOf is the last part of the absolute path without its extension.
+func nameOf(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	info, err := os.Stat(abs)
+	if err != nil {
+		return "", notThere(path, err)
+	}
+	base := filepath.Base(abs)
+	if !info.IsDir() {
+		base = strings.TrimSuffix(base, filepath.Ext(base))
+	}
+	return base, nil
+}
+
+func notThere(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s does not exist", path)
+	}
+	return fmt.Errorf("read %s: %w", path, errors.Unwrap(err))
+}
+
+func readPath(path string) ([]Object, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, notThere(path, err)
+	}
+	if !info.IsDir() {
+		return readFile(path)
+	}
+	for _, k := range []string{"kustomization.yaml", "kustomization.yml", "Kustomization"} {
+		if _, err := os.Stat(filepath.Join(path, k)); err == nil {
+			return kustomize(path)
+		}
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil, notThere(path, err)
+	}
+	var objects []Object
+	for _, e := range entries { // ReadDir sorts by name
+		if e.IsDir() || strings.HasPrefix(e.Name(), ".") || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(e.Name())) {
+			continue
+		}
+		some, err := readFile(filepath.Join(path, e.Name()))
+		if err != nil {
+			return nil, err
+		}
+		objects = append(objects, some...)
+	}
+	return objects, nil
+}
+
+func readFile(path string) ([]Object, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, notThere(path, err)
+	}
+	defer f.Close()
+	return decode(path, f)
+}
+
+func kustomize(dir string) ([]Object, error) {
+	made, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	text, err := made.AsYaml()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	return decode(dir, bytes.NewReader(text))
+}
+
+// decode reads a stream of documents. A key that appears twice is an error.
+func decode(file string, r io.Reader) ([]Object, error) {
+	var objects []Object
+	docs := yaml.NewYAMLReader(bufio.NewReader(r))
+	for n := 1; ; n++ {
+		doc, err := docs.Read()
+		if err == io.EOF {
+			return objects, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		some, err := decodeOne(file, doc)
+		if err != nil {
+			return nil, fmt.Errorf("%s: document %d: %w", file, n, err)
+		}
+		objects = append(objects, some...)
+	}
+}
+
+func decodeOne(file string, doc []byte) ([]Object, error) {
+	json, err := sigsyaml.YAMLToJSONStrict(doc)
+	if err != nil {
+		return nil, yamlError(err)
+	}
+	if bytes.Equal(bytes.TrimSpace(json), []byte("null")) {
+		return nil, nil // only comments
+	}
+	if json[0] != '{' {
+		return nil, errors.New("is not an object; expected apiVersion, kind and metadata")
+	}
+	u := &unstructured.Unstructured{}
+	if err := u.UnmarshalJSON(json); err != nil {
+		return nil, wrongObject(json)
+	}
+	if u.IsList() {
+		list, err := u.ToList()
+		if err != nil {
+			return nil, err
+		}
+		var objects []Object
+		for i := range list.Items {
+			some, err := check(file, &list.Items[i])
+			if err != nil {
+				return nil, err
+			}
+			objects = append(objects, some)
+		}
+		return objects, nil
+	}
+	o, err := check(file, u)
+	return []Object{o}, err
+}
+
+func check(file string, u *unstructured.Unstructured) (Object, error) {
+	switch {
+	case u.GetAPIVersion() == "":
+		return Object{}, errors.New("has no apiVersion")
+	case u.GetKind() == "":
+		return Object{}, errors.New("has no kind")
+	case u.GetName() == "":
+		return Object{}, fmt.Errorf("%s has no metadata.name", u.GetKind())
+	}
+	return Object{Unstructured: u, File: file}, nil
+}
+
+// wrongObject says in a person's words what UnmarshalJSON disliked.
+func wrongObject(json []byte) error {
+	var m map[string]any
+	if err := sigsyaml.Unmarshal(json, &m); err != nil {
+		return yamlError(err)
+	}
+	if _, compose := m["services"]; compose && m["kind"] == nil {
+		return errors.New("is a compose file, which this version does not read; write Kubernetes objects")
+	}
+	if m["apiVersion"] == nil {
+		return errors.New("has no apiVersion")
+	}
+	return errors.New("has no kind")
+}
+
+// yamlError strips what the libraries put in front of the useful part.
+func yamlError(err error) error {
+	text := strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")
+	text = strings.TrimPrefix(text, "yaml: unmarshal errors:\n")
+	return errors.New(strings.Join(strings.Fields(text), " "))
+}
+
+// partOf is the application's name by the objects' own labels, "" when none
+// has one, an error when they disagree.
+func partOf(objects []Object) (string, error) {
+	name := ""
+	for _, o := range objects {
+		switch l := o.GetLabels()[api.LabelPartOf]; {
+		case l == "" || l == name:
+		case name == "":
+			name = l
+		default:
+			return "", fmt.Errorf("objects are part of two applications, %s and %s; deploy them apart or pass --name", name, l)
+		}
+	}
+	return name, nil
+}
+
+// distinct refuses an object that is given twice: the last would win silently.
+func distinct(objects []Object) error {
+	seen := map[string]string{}
+	for _, o := range objects {
+		key := o.groupKind().String() + "/" + o.GetNamespace() + "/" + o.GetName()
+		if first, twice := seen[key]; twice {
+			return o.errorf("is given twice, first in %s; remove one", first)
+		}
+		seen[key] = o.File
+	}
+	return nil
+}

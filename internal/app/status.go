@@ -1,0 +1,318 @@
+package app
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
+
+	"tutti.dev/tutti/internal/api"
+)
+
+// Status is a cluster by application: what `tutti status` shows and, as
+// JSON, what scripts read.
+type Status struct {
+	// Ready says that a pod could be scheduled now: the API answers and a
+	// node is ready and takes pods.
+	Ready bool   `json:"ready"`
+	Nodes []Node `json:"nodes"`
+	Apps  []App  `json:"apps"`
+}
+
+// Node is a machine of the cluster.
+type Node struct {
+	Name        string   `json:"name"`
+	Ready       bool     `json:"ready"`
+	Schedulable bool     `json:"schedulable"`
+	Address     string   `json:"address,omitempty"`
+	Version     string   `json:"version,omitempty"`
+	Problems    []string `json:"problems,omitempty"`
+}
+
+// App is an application in a namespace. What belongs to none has the name "".
+type App struct {
+	Name      string    `json:"name"`
+	Namespace string    `json:"namespace"`
+	Ready     bool      `json:"ready"`
+	Services  []Service `json:"services"`
+}
+
+// Service is one part of an application: a workload and its pods.
+type Service struct {
+	Name     string    `json:"name"`
+	Kind     string    `json:"kind"`
+	Ready    int       `json:"ready"`
+	Desired  int       `json:"desired"`
+	Restarts int       `json:"restarts"`
+	Created  time.Time `json:"created"`
+	Images   []string  `json:"images"`
+	// URLs can be opened from outside of the cluster, Addresses from inside.
+	URLs      []string `json:"urls,omitempty"`
+	Addresses []string `json:"addresses,omitempty"`
+	// State is how far it is: "2 of 3 ready".
+	State    string   `json:"state"`
+	OK       bool     `json:"ok"`
+	Problems []string `json:"problems,omitempty"`
+}
+
+// Summarize orders a snapshot by application. Kubernetes' own parts are left
+// out unless system is set.
+func Summarize(s Snapshot, system bool) Status {
+	st := Status{Nodes: nodes(s.Nodes), Apps: []App{}}
+	for _, n := range st.Nodes {
+		st.Ready = st.Ready || n.Ready && n.Schedulable
+	}
+	type key struct{ namespace, name string }
+	apps := map[key]*App{}
+	for _, w := range workloads(s) {
+		if w.meta.Namespace == metav1.NamespaceSystem && !system {
+			continue
+		}
+		k := key{w.meta.Namespace, appOf(w.meta.Labels)}
+		a := apps[k]
+		if a == nil {
+			a = &App{Name: k.name, Namespace: k.namespace, Ready: true}
+			apps[k] = a
+		}
+		svc := w.service(s, address(st.Nodes))
+		a.Ready = a.Ready && svc.OK
+		a.Services = append(a.Services, svc)
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(apps), func(a, b key) int {
+		return cmp.Or(strings.Compare(a.namespace, b.namespace), strings.Compare(a.name, b.name))
+	}) {
+		a := apps[k]
+		slices.SortFunc(a.Services, func(a, b Service) int {
+			return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Kind, b.Kind))
+		})
+		st.Apps = append(st.Apps, *a)
+	}
+	return st
+}
+
+// appOf is the application that an object's labels name, "" for none.
+func appOf(l map[string]string) string {
+	return cmp.Or(l[api.LabelApp], l[api.LabelPartOf], l[api.LabelInstance])
+}
+
+func nodes(all []*corev1.Node) []Node {
+	out := []Node{}
+	for _, n := range all {
+		node := Node{Name: n.Name, Schedulable: !n.Spec.Unschedulable, Version: n.Status.NodeInfo.KubeletVersion}
+		for _, a := range n.Status.Addresses {
+			if a.Type == corev1.NodeInternalIP && node.Address == "" {
+				node.Address = a.Address
+			}
+		}
+		for _, c := range n.Status.Conditions {
+			switch {
+			case c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue:
+				node.Ready = true
+			case c.Type == corev1.NodeReady, c.Status == corev1.ConditionTrue:
+				node.Problems = append(node.Problems, Problem{Reason: cmp.Or(c.Reason, string(c.Type)), Message: oneLine(c.Message)}.String())
+			}
+		}
+		for _, t := range n.Spec.Taints {
+			if t.Effect != corev1.TaintEffectPreferNoSchedule {
+				node.Schedulable = false
+			}
+		}
+		out = append(out, node)
+	}
+	slices.SortFunc(out, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// address is where the cluster's published ports can be reached.
+func address(nodes []Node) string {
+	for _, n := range nodes {
+		if n.Ready && n.Address != "" {
+			return n.Address
+		}
+	}
+	return "localhost"
+}
+
+// workload is a service in the making.
+type workload struct {
+	meta     metav1.ObjectMeta
+	kind     string
+	template corev1.PodSpec
+	pods     []*corev1.Pod
+	ready    int32
+	desired  int32
+	verdict
+}
+
+func workloads(s Snapshot) []workload {
+	of := map[types.UID][]*corev1.Pod{}
+	owner := map[types.UID]types.UID{} // of ReplicaSets and Jobs
+	known := map[types.UID]bool{}
+	for _, r := range s.ReplicaSets {
+		known[r.UID] = true
+		if c := metav1.GetControllerOf(r); c != nil {
+			owner[r.UID] = c.UID
+		}
+	}
+	for _, j := range s.Jobs {
+		known[j.UID] = true
+		if c := metav1.GetControllerOf(j); c != nil {
+			owner[j.UID] = c.UID
+		}
+	}
+	for _, d := range s.StatefulSets {
+		known[d.UID] = true
+	}
+	for _, d := range s.DaemonSets {
+		known[d.UID] = true
+	}
+	var all []workload
+	for _, p := range s.Pods {
+		c := metav1.GetControllerOf(p)
+		if c == nil || !known[c.UID] {
+			v := podReady(p)
+			all = append(all, workload{p.ObjectMeta, "Pod", p.Spec, []*corev1.Pod{p}, count(v.Done), 1, v})
+			continue
+		}
+		uid := c.UID
+		if up, ok := owner[uid]; ok {
+			uid = up
+		}
+		of[uid] = append(of[uid], p)
+	}
+	for _, d := range s.Deployments {
+		all = append(all, workload{d.ObjectMeta, "Deployment", d.Spec.Template.Spec, of[d.UID], d.Status.ReadyReplicas, ptr.Deref(d.Spec.Replicas, 1), deploymentReady(d)})
+	}
+	for _, d := range s.StatefulSets {
+		all = append(all, workload{d.ObjectMeta, "StatefulSet", d.Spec.Template.Spec, of[d.UID], d.Status.ReadyReplicas, ptr.Deref(d.Spec.Replicas, 1), statefulSetReady(d)})
+	}
+	for _, d := range s.DaemonSets {
+		all = append(all, workload{d.ObjectMeta, "DaemonSet", d.Spec.Template.Spec, of[d.UID], d.Status.NumberReady, d.Status.DesiredNumberScheduled, daemonSetReady(d)})
+	}
+	for _, d := range s.ReplicaSets {
+		if metav1.GetControllerOf(d) == nil {
+			all = append(all, workload{d.ObjectMeta, "ReplicaSet", d.Spec.Template.Spec, of[d.UID], d.Status.ReadyReplicas, ptr.Deref(d.Spec.Replicas, 1), replicaSetReady(d)})
+		}
+	}
+	for _, d := range s.Jobs {
+		if metav1.GetControllerOf(d) == nil {
+			all = append(all, workload{d.ObjectMeta, "Job", d.Spec.Template.Spec, of[d.UID], d.Status.Succeeded, ptr.Deref(d.Spec.Completions, 1), jobReady(d)})
+		}
+	}
+	for _, d := range s.CronJobs {
+		v := done("runs at %s", d.Spec.Schedule)
+		if ptr.Deref(d.Spec.Suspend, false) {
+			v = done("suspended")
+		}
+		all = append(all, workload{d.ObjectMeta, "CronJob", d.Spec.JobTemplate.Spec.Template.Spec, of[d.UID], 0, 0, v})
+	}
+	return all
+}
+
+func count(b bool) int32 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (w workload) service(s Snapshot, address string) Service {
+	svc := Service{
+		Name: w.meta.Name, Kind: w.kind, Ready: int(w.ready), Desired: int(w.desired), Created: w.meta.CreationTimestamp.Time,
+		Images: images(w.template), State: w.Message, OK: w.Done,
+	}
+	for _, p := range w.pods {
+		for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+			svc.Restarts += int(c.RestartCount)
+		}
+		if p.DeletionTimestamp != nil {
+			continue
+		}
+		for _, pr := range Problems(p) {
+			text := pr.String()
+			if pr.Container != "" && len(p.Spec.Containers)+len(p.Spec.InitContainers) > 1 {
+				text = pr.Container + ": " + text
+			}
+			if !slices.Contains(svc.Problems, text) {
+				svc.Problems = append(svc.Problems, text)
+			}
+		}
+	}
+	if w.Failed && len(svc.Problems) == 0 {
+		svc.Problems = []string{w.Message}
+	}
+	slices.Sort(svc.Problems)
+	svc.URLs, svc.Addresses = w.published(s.Services, address)
+	return svc
+}
+
+// images are those of the containers, each once, as they were written.
+func images(p corev1.PodSpec) []string {
+	out := []string{}
+	for _, c := range p.Containers {
+		if !slices.Contains(out, c.Image) {
+			out = append(out, c.Image)
+		}
+	}
+	return out
+}
+
+// published finds where a workload can be reached, through Services and by
+// ports of the machine.
+func (w workload) published(services []*corev1.Service, address string) (urls, inside []string) {
+	for _, s := range services {
+		if s.Namespace != w.meta.Namespace || len(s.Spec.Selector) == 0 || !w.selected(s.Spec.Selector) {
+			continue
+		}
+		for _, p := range s.Spec.Ports {
+			inside = append(inside, fmt.Sprintf("%s.%s:%d", s.Name, s.Namespace, p.Port))
+			for _, i := range s.Status.LoadBalancer.Ingress {
+				urls = append(urls, url(p.Protocol, p.Name, cmp.Or(i.Hostname, i.IP), p.Port))
+			}
+			if p.NodePort != 0 {
+				urls = append(urls, url(p.Protocol, p.Name, address, p.NodePort))
+			}
+		}
+	}
+	for _, c := range w.template.Containers {
+		for _, p := range c.Ports {
+			if p.HostPort != 0 {
+				urls = append(urls, url(p.Protocol, p.Name, cmp.Or(p.HostIP, address), p.HostPort))
+			}
+		}
+	}
+	slices.Sort(urls)
+	slices.Sort(inside)
+	return slices.Compact(urls), slices.Compact(inside)
+}
+
+// selected asks the pods, since it is them that a Service selects.
+func (w workload) selected(selector map[string]string) bool {
+	return slices.ContainsFunc(w.pods, func(p *corev1.Pod) bool {
+		return labels.SelectorFromSet(selector).Matches(labels.Set(p.Labels))
+	})
+}
+
+// url is http unless the port is known not to be.
+func url(proto corev1.Protocol, name, host string, port int32) string {
+	scheme := "http"
+	switch {
+	case proto == corev1.ProtocolUDP, proto == corev1.ProtocolSCTP:
+		scheme = strings.ToLower(string(proto))
+	case strings.HasPrefix(name, "https"), port == 443:
+		scheme = "https"
+	case name != "" && !strings.HasPrefix(name, "http") && !strings.HasPrefix(name, "web"):
+		scheme = "tcp"
+	}
+	return scheme + "://" + net.JoinHostPort(host, strconv.Itoa(int(port)))
+}

@@ -1,0 +1,183 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"tutti.dev/tutti/internal/api"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// run runs a command in a data directory of its own.
+func run(t *testing.T, m Machine, args ...string) (code int, out, errs string) {
+	t.Helper()
+	t.Setenv("KUBECONFIG", "")
+	if os.Getenv(api.EnvDataDir) == "" {
+		t.Setenv(api.EnvDataDir, filepath.Join(t.TempDir(), "data"))
+	}
+	var o, e bytes.Buffer
+	code = Main(t.Context(), m, args, strings.NewReader(""), &o, &e)
+	return code, o.String(), e.String()
+}
+
+func TestExitCodes(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		args []string
+		code int
+		says string // on standard error, in one line
+	}{
+		{"unknown command", []string{"upp"}, 2, "did you mean `tutti up`?"},
+		{"command unlike any", []string{"frobnicate"}, 2, "`tutti --help` lists them"},
+		{"unknown flag", []string{"up", "--no-such-flag"}, 2, "unknown flag: --no-such-flag"},
+		{"unknown short flag", []string{"up", "-x"}, 2, "-x"},
+		{"flag before the command", []string{"--no-such-flag", "up"}, 2, "--no-such-flag"},
+		{"flag without its value", []string{"up", "--data-dir"}, 2, "--data-dir"},
+		{"flag with a wrong value", []string{"up", "--timeout", "soon"}, 2, "--timeout"},
+		{"argument missing", []string{"down"}, 2, "tutti down needs an application's name"},
+		{"argument too many", []string{"down", "a", "b"}, 2, `"b"`},
+		{"argument where none goes", []string{"version", "now"}, 2, `"now"`},
+		{"unknown output", []string{"status", "-o", "xml"}, 2, `"xml"`},
+		{"unknown image command", []string{"image", "lod"}, 2, "did you mean `tutti image load`?"},
+		{"image command without its arguments", []string{"image", "import", "x.tar"}, 2, "the image's name"},
+		{"name for several paths", []string{"up", "a", "b", "--name", "c"}, 2, "--name"},
+		{"no such path", []string{"up", "/no/such/app"}, 1, "/no/such/app does not exist"},
+		{"status of nothing", []string{"status"}, 1, "start it with `tutti up`"},
+		{"images of nothing", []string{"image", "ls"}, 1, "start it with `tutti up`"},
+		{"down without a machine", []string{"down", "shop"}, 1, "start it with `tutti up`"},
+		{"kubeconfig of nothing", []string{"kubeconfig"}, 1, "start it with `tutti up`"},
+		{"kubectl of nothing", []string{"kubectl", "get", "pods"}, 1, "start it with `tutti up`"},
+		{"help", []string{"--help"}, 0, ""},
+		{"help of a command", []string{"help", "up"}, 0, ""},
+		{"nothing", nil, 0, ""},
+		{"version", []string{"version"}, 0, ""},
+		{"completion", []string{"completion", "bash"}, 0, ""},
+		{"completion of nothing known", []string{"completion", "dosh"}, 2, "dosh"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			code, _, errs := run(t, Machine{}, c.args...)
+			if code != c.code {
+				t.Errorf("exit code %d, want %d; it said %q", code, c.code, errs)
+			}
+			if c.says == "" {
+				if errs != "" {
+					t.Errorf("said %q", errs)
+				}
+				return
+			}
+			if !strings.HasPrefix(errs, "tutti: ") || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, c.says) {
+				t.Errorf("said %q, want one line with %q", errs, c.says)
+			}
+		})
+	}
+}
+
+func TestStatusOfNothingAsJSON(t *testing.T) {
+	code, out, errs := run(t, Machine{}, "status", "-o", "json")
+	if code != 1 || !strings.Contains(out, `"ready": false`) || !strings.Contains(out, `"apps": []`) || strings.Count(errs, "\n") != 1 {
+		t.Errorf("exit code %d, output %s, error %s", code, out, errs)
+	}
+}
+
+func TestHelp(t *testing.T) {
+	for _, c := range []string{"", "up", "down", "status", "stop", "server", "kubectl", "kubeconfig", "image", "image import", "version"} {
+		name := strings.ReplaceAll("tutti "+c, " ", "-")
+		t.Run(name, func(t *testing.T) {
+			_, got, _ := run(t, Machine{}, append([]string{"help"}, strings.Fields(c)...)...)
+			file := filepath.Join("testdata", strings.TrimSuffix(name, "-")+".txt")
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("got:\n%s\nwant:\n%s", got, want)
+			}
+		})
+	}
+}
+
+func TestServeGetsItsSettings(t *testing.T) {
+	var dir api.DataDir
+	var settings api.Settings
+	m := Machine{Serve: func(_ context.Context, d api.DataDir, s api.Settings, _ io.WriteCloser) error {
+		dir, settings = d, s
+		return errors.New("no:\n  such luck")
+	}}
+	want := api.Settings{Address: "10.0.0.1", Port: 7000, NodeName: "n", ClusterCIDR: "10.1.0.0/16", ServiceCIDR: "10.2.0.0/16"}
+	code, _, errs := run(t, m, append([]string{"server", "--data-dir", "/d/../e"}, arguments(want)...)...)
+	if code != 1 || errs != "tutti: no: such luck\n" {
+		t.Errorf("exit code %d, said %q", code, errs)
+	}
+	if dir != "/e" || settings != want {
+		t.Errorf("got %s %+v", dir, settings)
+	}
+}
+
+func TestStop(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		files   []string
+		args    []string
+		code    int
+		cleaned bool
+	}{
+		{"nothing there", nil, nil, 0, false},
+		{"someone else's", []string{"etc/passwd"}, []string{"--purge"}, 1, false},
+		{"ours", []string{"config.json", "etcd/x"}, nil, 0, true},
+		{"ours, purged", []string{"config.json", "etcd/x"}, []string{"--purge"}, 0, true},
+		{"a start that failed", []string{"lock", "log/tutti.log"}, []string{"--purge"}, 0, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "data")
+			for _, f := range c.files {
+				f = filepath.Join(dir, f)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(f), 0o755), os.WriteFile(f, nil, 0o644)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Setenv(api.EnvDataDir, dir)
+			cleaned := false
+			m := Machine{Cleanup: func(_ context.Context, d api.DataDir, purge bool) error {
+				cleaned = true
+				if string(d) != dir || purge != (len(c.args) > 0) {
+					t.Errorf("cleanup of %s, purge %v", d, purge)
+				}
+				return nil
+			}}
+			code, _, errs := run(t, m, append([]string{"stop"}, c.args...)...)
+			if code != c.code || cleaned != c.cleaned {
+				t.Errorf("exit code %d, cleaned %v; it said %q", code, cleaned, errs)
+			}
+		})
+	}
+}
+
+func TestTakeDataDir(t *testing.T) {
+	for _, c := range []struct {
+		args, rest string
+		dir        string
+	}{
+		{"get pods", "get pods", "/old"},
+		{"--data-dir /new get pods", "get pods", "/new"},
+		{"get pods --data-dir=/new -o yaml", "get pods -o yaml", "/new"},
+		{"exec x -- ls --data-dir /a", "exec x -- ls --data-dir /a", "/old"},
+	} {
+		rest, dir, err := takeDataDir(strings.Fields(c.args), "/old")
+		if err != nil || strings.Join(rest, " ") != c.rest || dir != c.dir {
+			t.Errorf("%s: got %v %s %v", c.args, rest, dir, err)
+		}
+	}
+}

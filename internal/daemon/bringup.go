@@ -1,0 +1,221 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
+
+	"tutti.dev/tutti/internal/agent"
+	"tutti.dev/tutti/internal/agent/provisioner"
+	"tutti.dev/tutti/internal/api"
+	"tutti.dev/tutti/internal/controlplane"
+	"tutti.dev/tutti/internal/dns"
+	"tutti.dev/tutti/internal/image"
+	"tutti.dev/tutti/internal/keeper"
+	"tutti.dev/tutti/internal/keeper/embedded"
+	"tutti.dev/tutti/internal/network"
+	"tutti.dev/tutti/internal/proxy"
+	"tutti.dev/tutti/internal/runtime"
+	"tutti.dev/tutti/internal/runtime/container"
+)
+
+// rooms are the parts that others build on, nil until they are there.
+type rooms struct {
+	keeper  *keeper.Client
+	images  *image.Local
+	network *network.Network
+	control *controlplane.ControlPlane
+	agent   *agent.Agent
+}
+
+// bringUp starts all parts: what needs nothing together, then the control
+// plane, then what works through it together.
+func (s *server) bringUp(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	for name, f := range map[string]func(context.Context) error{
+		"keeper": s.startKeeper, "images": s.openImages, "network": s.makeNetwork,
+	} {
+		g.Go(func() error { return s.start.do(name, func() error { return f(gctx) }) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := s.start.do("control plane", func() error { return s.startControlPlane(ctx) }); err != nil {
+		return err
+	}
+	g, gctx = errgroup.WithContext(ctx)
+	for name, f := range map[string]func(context.Context) error{
+		"node": s.startAgent, "services": s.startProxy, "names": s.startDNS, "volumes": s.startProvisioner,
+	} {
+		g.Go(func() error { return s.start.do(name, func() error { return f(gctx) }) })
+	}
+	return g.Wait()
+}
+
+// until waits for a part to be ready.
+func (s *server) until(ctx context.Context, name string, ready <-chan struct{}) error {
+	select {
+	case <-ready:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(readyTimeout):
+		return fmt.Errorf("%s is not ready after %s; the log says why (%s)", name, readyTimeout, s.dir.Log())
+	}
+}
+
+// readyTimeout bounds how long one part may take to become ready; a slow disk
+// makes minutes of seconds.
+const readyTimeout = 2 * time.Minute
+
+func (s *server) startKeeper(ctx context.Context) error {
+	binary, err := embedded.Install(s.join("bin"))
+	if err != nil {
+		return err
+	}
+	s.rooms.keeper, err = keeper.Ensure(ctx, s.join("keeper"), binary)
+	if err != nil {
+		return err
+	}
+	s.parts.opened("keeper", func() error { s.rooms.keeper.Close(); return nil })
+	return nil
+}
+
+func (s *server) openImages(ctx context.Context) (err error) {
+	s.rooms.images, err = image.Open(ctx, image.Options{Dir: s.join("images"), Log: s.log.With("room", "image")})
+	if err != nil {
+		return err
+	}
+	s.parts.opened("images", s.rooms.images.Close)
+	handler := image.Handler(s.rooms.images)
+	s.control.images.Store(&handler)
+	return nil
+}
+
+func (s *server) makeNetwork(ctx context.Context) (err error) {
+	s.rooms.network, err = network.New(ctx, network.Config{
+		Dir: s.join("network"), Bridge: bridge, Local: local, Cluster: s.cluster, Service: s.service,
+	}, s.log.With("room", "network"))
+	if err != nil {
+		return err
+	}
+	s.parts.opened("network", func() error { s.rooms.network.Close(); return nil })
+	return nil
+}
+
+func (s *server) startControlPlane(ctx context.Context) error {
+	host, _ := os.Hostname()
+	sans := []string{s.nodeIP.String(), host}
+	if a := s.settings.Address; a != "" && a != "0.0.0.0" {
+		sans = append(sans, a)
+	}
+	cp, err := controlplane.New(controlplane.Config{
+		DataDir: string(s.dir), Listen: listenAddresses(s.settings), Advertise: local,
+		ClusterCIDR: s.cluster, ServiceCIDR: s.service, DNSAddress: serviceDNS(s.service),
+		NodeName: s.settings.NodeName, SANs: sans, Log: s.log.With("room", "controlplane"),
+	})
+	if err != nil {
+		return err
+	}
+	s.rooms.control = cp
+	s.parts.run("control plane", cp.Run)
+	return s.until(ctx, "the control plane", cp.Ready())
+}
+
+func (s *server) startAgent(ctx context.Context) error {
+	containers, err := container.New(container.Config{
+		Keeper: s.rooms.keeper, Dir: string(s.dir), Cgroup: cgroupRoot(s.dir), Log: s.log.With("room", "container"),
+	})
+	if err != nil {
+		return err
+	}
+	certs := s.rooms.control.NodeCertificates()
+	a, err := agent.New(agent.Config{
+		NodeName: s.settings.NodeName, NodeIP: s.nodeIP, DataDir: string(s.dir), ClusterDNS: serviceDNS(s.service),
+		Client:   s.rooms.control.Client(controlplane.Node(s.settings.NodeName)),
+		Runtimes: map[string]runtime.Runtime{"": containers, "container": containers},
+		Images:   s.rooms.images, Network: s.rooms.network, Port: agentPort, Version: api.Version,
+		Log: s.log.With("room", "agent"),
+	})
+	if err != nil {
+		return err
+	}
+	_ = certs
+	s.rooms.agent = a
+	s.parts.run("agent", a.Run)
+	return s.until(ctx, "the node", a.Ready())
+}
+
+func (s *server) client(name string, groups ...string) (kubernetes.Interface, error) {
+	return kubernetes.NewForConfig(s.rooms.control.Client(controlplane.User(name, groups...)))
+}
+
+func (s *server) startProxy(ctx context.Context) error {
+	c, err := s.client("system:kube-proxy")
+	if err != nil {
+		return err
+	}
+	p := proxy.New(proxy.Config{
+		Client: c, NodeName: s.settings.NodeName, NodeIP: s.nodeIP, ClusterCIDR: s.cluster, Log: s.log.With("room", "proxy"),
+	})
+	s.parts.run("proxy", p.Run)
+	return s.until(ctx, "the Service proxy", p.Ready())
+}
+
+func (s *server) startDNS(ctx context.Context) error {
+	c, err := s.client(controlplane.DNSUser)
+	if err != nil {
+		return err
+	}
+	d := dns.New(dns.Config{Client: c, Address: local, Log: s.log.With("room", "dns")})
+	s.parts.run("names", d.Run)
+	return s.until(ctx, "the name server", d.Ready())
+}
+
+func (s *server) startProvisioner(ctx context.Context) error {
+	c, err := s.client(controlplane.VolumesUser)
+	if err != nil {
+		return err
+	}
+	p := provisioner.New(provisioner.Config{
+		Client: c, NodeName: s.settings.NodeName, Dir: s.join("volumes"), Log: s.log.With("room", "volumes"),
+	})
+	s.parts.run("volumes", p.Run)
+	return nil
+}
+
+// idle says that no workload runs for this directory.
+func (s *server) idle(ctx context.Context) bool {
+	if s.rooms.keeper == nil {
+		return s.fresh // else it may hold some: leave it alone
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	all, err := s.rooms.keeper.List(ctx)
+	if err != nil {
+		return false
+	}
+	for _, w := range all {
+		if w.Running {
+			return false
+		}
+	}
+	return true
+}
+
+// stopGrace is the most that a pod gets to end by itself when the machine
+// stops.
+const stopGrace = 30 * time.Second
+
+func (s *server) stopPods() error {
+	if s.rooms.agent == nil {
+		return nil // none was started
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stopGrace+10*time.Second)
+	defer cancel()
+	return s.rooms.agent.StopPods(ctx, stopGrace)
+}

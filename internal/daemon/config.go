@@ -1,0 +1,144 @@
+package daemon
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"tutti.dev/tutti/internal/api"
+)
+
+// format is the layout of the data directory that this program writes. A
+// program that finds a higher one must not touch it.
+const format = 1
+
+// file is what is kept in DataDir.Config.
+type file struct {
+	Format int `json:"format"`
+	api.Settings
+}
+
+// defaults are the settings of a machine that was told nothing.
+func defaults() (api.Settings, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return api.Settings{}, fmt.Errorf("find this machine's name: %w", err)
+	}
+	return api.Settings{Port: 6443, NodeName: strings.ToLower(host), ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16"}, nil
+}
+
+// readSettings reads what a machine was told before. found is false for a
+// directory that is new.
+func readSettings(dir api.DataDir) (s api.Settings, found bool, err error) {
+	text, err := os.ReadFile(dir.Config())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		_, err := dir.Check()
+		return s, false, err
+	case err != nil:
+		return s, false, fmt.Errorf("read settings: %w", err)
+	}
+	var f file
+	if err := json.Unmarshal(text, &f); err != nil {
+		return s, false, fmt.Errorf("%s is damaged (%w); restore it from a backup, or begin anew with `tutti stop --purge`", dir.Config(), err)
+	}
+	switch {
+	case f.Format > format:
+		return s, false, fmt.Errorf("%s was written by a newer tutti (format %d, this one knows %d); install that version", dir, f.Format, format)
+	case f.Format < 1:
+		return s, false, fmt.Errorf("%s is damaged (it has no format); restore it from a backup, or begin anew with `tutti stop --purge`", dir.Config())
+	}
+	return f.Settings, true, nil
+}
+
+// merge lays what is asked for over what was asked before, over the defaults.
+// What the cluster is built on cannot change any more.
+func merge(asked, before api.Settings, found bool) (api.Settings, error) {
+	s, err := defaults()
+	if err != nil {
+		return s, err
+	}
+	overlay(&s, before)
+	if found {
+		for _, fixed := range []struct{ flag, asked, is string }{
+			{"--node-name", asked.NodeName, s.NodeName},
+			{"--cluster-cidr", asked.ClusterCIDR, s.ClusterCIDR},
+			{"--service-cidr", asked.ServiceCIDR, s.ServiceCIDR},
+		} {
+			if fixed.asked != "" && fixed.asked != fixed.is {
+				return s, fmt.Errorf("%s cannot change from %s to %s; leave it out, or begin anew with `tutti stop --purge`", fixed.flag, fixed.is, fixed.asked)
+			}
+		}
+	}
+	overlay(&s, asked)
+	return s, validate(s)
+}
+
+func overlay(s *api.Settings, with api.Settings) {
+	set := func(to *string, v string) {
+		if v != "" {
+			*to = v
+		}
+	}
+	set(&s.Address, with.Address)
+	set(&s.NodeName, with.NodeName)
+	set(&s.ClusterCIDR, with.ClusterCIDR)
+	set(&s.ServiceCIDR, with.ServiceCIDR)
+	if with.Port != 0 {
+		s.Port = with.Port
+	}
+}
+
+func validate(s api.Settings) error {
+	if s.Port < 1 || s.Port > 65535 {
+		return fmt.Errorf("--port %d is not a port; choose one from 1 to 65535", s.Port)
+	}
+	if s.Address != "" {
+		if _, err := netip.ParseAddr(s.Address); err != nil {
+			return fmt.Errorf("--address %q is not an IP address", s.Address)
+		}
+	}
+	if bad := validation.IsDNS1123Subdomain(s.NodeName); len(bad) > 0 {
+		return fmt.Errorf("%q cannot be the name of a node (%s); choose one with --node-name", s.NodeName, bad[0])
+	}
+	for flag, value := range map[string]string{"--cluster-cidr": s.ClusterCIDR, "--service-cidr": s.ServiceCIDR} {
+		p, err := netip.ParsePrefix(value)
+		if err != nil || !p.Addr().Is4() || p.Masked() != p {
+			return fmt.Errorf("%s %q is not an IPv4 network, such as 10.42.0.0/16", flag, value)
+		}
+	}
+	return nil
+}
+
+// writeSettings makes the directory ours, or keeps what changed. The file is
+// never half there.
+func writeSettings(dir api.DataDir, s api.Settings) error {
+	text, err := json.MarshalIndent(file{format, s}, "", "  ")
+	if err != nil {
+		return err
+	}
+	text = append(text, '\n')
+	if old, err := os.ReadFile(dir.Config()); err == nil && bytes.Equal(old, text) {
+		return nil
+	}
+	next := dir.Config() + ".new"
+	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write settings: %w", err)
+	}
+	_, err = f.Write(text)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("write settings: %w", err)
+	}
+	if err := os.Rename(next, dir.Config()); err != nil {
+		return fmt.Errorf("write settings: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,90 @@
+package daemon
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"net"
+	"net/netip"
+	"path/filepath"
+
+	"tutti.dev/tutti/internal/api"
+)
+
+var (
+	// local is this machine as its pods see it.
+	local = netip.MustParseAddr("10.41.0.1")
+	loop  = netip.MustParseAddr("127.0.0.1")
+)
+
+const (
+	bridge    = "tutti0"
+	agentPort = 10250
+	dnsPort   = 53
+)
+
+// cgroupRoot is the control group of everything that runs for a data
+// directory: two on one machine must not share it.
+func cgroupRoot(dir api.DataDir) string {
+	if dir == api.DefaultDataDir {
+		return "tutti"
+	}
+	sum := sha256.Sum256([]byte(filepath.Clean(string(dir))))
+	return "tutti-" + hex.EncodeToString(sum[:4])
+}
+
+// nodeAddress is this machine's address for others: the source of what goes
+// out by the default route. A machine without one is known to itself alone.
+func nodeAddress() netip.Addr {
+	// Connecting a UDP socket sends nothing; the kernel chooses the source.
+	c, err := net.Dial("udp4", "192.0.2.1:9")
+	if err != nil {
+		return local
+	}
+	defer c.Close()
+	a, ok := netip.AddrFromSlice(c.LocalAddr().(*net.UDPAddr).IP.To4())
+	if !ok || a.IsLoopback() {
+		return local
+	}
+	return a
+}
+
+// listenAddresses are where the API listens: always for this machine and its
+// pods, and at the address that the settings name.
+func listenAddresses(s api.Settings) []netip.AddrPort {
+	at := func(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, uint16(s.Port)) }
+	all := []netip.AddrPort{at(loop), at(local)}
+	if s.Address == "" {
+		return all
+	}
+	a := netip.MustParseAddr(s.Address) // validated
+	switch {
+	case a.IsUnspecified():
+		return []netip.AddrPort{at(a)}
+	case a == loop || a == local:
+		return all
+	}
+	return append(all, at(a))
+}
+
+// ports are those that the server needs.
+func ports(s api.Settings) []port {
+	var all []port
+	for _, a := range listenAddresses(s) {
+		all = append(all, port{"the API", "tcp", a, "end it, or choose another port with --port"})
+	}
+	return append(all,
+		port{"the agent", "tcp", netip.AddrPortFrom(netip.IPv4Unspecified(), agentPort), "end it: the cluster needs this port"},
+		port{"names", "tcp", netip.AddrPortFrom(local, dnsPort), "end it, or have it listen on fewer addresses"},
+		port{"names", "udp", netip.AddrPortFrom(local, dnsPort), "end it, or have it listen on fewer addresses"},
+	)
+}
+
+// serviceDNS is where pods find the name server: the tenth address of the
+// Service network, as is the custom.
+func serviceDNS(service netip.Prefix) netip.Addr {
+	a := service.Masked().Addr()
+	for range 10 {
+		a = a.Next()
+	}
+	return a
+}
