@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -128,7 +129,7 @@ func cgroup(pid int) string {
 // Server finds the process of tutti server, Keeper that of the keeper.
 func (m *Machine) Server() (Process, error) {
 	return m.find("tutti server", func(p Process) bool {
-		return p.Name() == "tutti" && len(p.Args) > 1 && p.Args[1] == "server"
+		return p.Name() == "tutti" && slices.Contains(p.Args[1:], "server")
 	})
 }
 
