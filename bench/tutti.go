@@ -39,7 +39,7 @@ func benchTutti(r *report, m *machine.Machine, rootfs string, o options) error {
 	if err != nil {
 		return err
 	}
-	if run := m.Tutti("image", "import", image, file); run.Err != nil {
+	if run := m.Tutti("image", "import", file, image); run.Err != nil {
 		return errors.New(run.String())
 	}
 	ctx := context.Background()

@@ -109,8 +109,9 @@ func (n node) explainFailure() {
 }
 
 func (n node) logs() {
-	files, _ := filepath.Glob(filepath.Join(n.Dir, "log", "*.log"))
-	for _, f := range files {
+	logs, _ := filepath.Glob(filepath.Join(n.Dir, "log", "*.log"))
+	keepers, _ := filepath.Glob(filepath.Join(n.Dir, "keeper", "*.log"))
+	for _, f := range append(logs, keepers...) {
 		if data, err := os.ReadFile(f); err == nil {
 			n.t.Logf("%s ends with\n%s", filepath.Base(f), tail(string(data), 40))
 		}
@@ -191,7 +192,7 @@ rm -rf "$1"`
 	if out, err := exec.Command("sh", "-c", script, "sh", rootfs, archive).CombinedOutput(); err != nil {
 		return fmt.Errorf("make the busybox image: %s: %w", out, err)
 	}
-	if r := m.Tutti("image", "import", "busybox:1", archive); r.Err != nil {
+	if r := m.Tutti("image", "import", archive, "busybox:1"); r.Err != nil {
 		return fmt.Errorf("import busybox: %s", r)
 	}
 	return nil

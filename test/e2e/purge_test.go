@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,16 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
 		"---\n" + pod(ns, "host", restarting(one("command: [sleep, '100000']\nsecurityContext: {privileged: true}"))+"hostNetwork: true\nhostPID: true\n")))
 	for _, p := range []string{"web", "deaf", "host"} {
 		n.wait(ns, "pod/"+p, "condition=Ready")
+	}
+	// What the comparison relies on can be seen at all.
+	during, err := n.State()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"process", "mount", "link", "nft", "setting", "cgroup", "data directory"} {
+		if !slices.ContainsFunc(machine.Left(before, during), func(l string) bool { return strings.HasPrefix(l, "+ "+kind) }) {
+			t.Errorf("a running machine shows no %s of its own", kind)
+		}
 	}
 	n.ok(n.Tutti("stop", "--purge"))
 	var after []string

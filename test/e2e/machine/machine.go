@@ -222,19 +222,13 @@ func (m *Machine) Purge() error {
 
 // Close ends everything on the machine at once and removes it.
 func (m *Machine) Close() error {
-	var trees []string
 	var errs []error
-	if m.inside != nil {
-		var err error
-		trees, err = m.cgroupTrees()
-		errs = append(errs, err)
-	}
 	for _, h := range []*holder{m.inside, m.outside} {
 		if h != nil {
 			errs = append(errs, h.close())
 		}
 	}
-	errs = append(errs, removeCgroups(trees), os.RemoveAll(m.temp))
+	errs = append(errs, m.removeCgroups(), os.RemoveAll(m.temp))
 	return errors.Join(errs...)
 }
 

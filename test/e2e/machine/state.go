@@ -1,6 +1,8 @@
 package machine
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -100,14 +102,18 @@ func Left(before, after []string) []string {
 	return diff
 }
 
-// cgroups lists the control groups of tutti in every hierarchy.
+// cgroups lists the control groups of this machine's tutti in every
+// hierarchy, parents first. For any data directory but the default one their
+// root is named by a digest of its path.
 func (m *Machine) cgroups() ([]string, error) {
+	sum := sha256.Sum256([]byte(m.Dir))
+	root := "tutti-" + hex.EncodeToString(sum[:4])
 	var groups []string
-	err := filepath.WalkDir(cgroupRoot, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // others come and go
 		}
-		if err == nil && d.IsDir() && strings.Contains(path, "tutti") {
+		if err == nil && d.IsDir() && slices.Contains(strings.Split(path, "/"), root) {
 			groups = append(groups, path)
 		}
 		return err
@@ -118,74 +124,19 @@ func (m *Machine) cgroups() ([]string, error) {
 	return groups, nil
 }
 
-const cgroupRoot = "/sys/fs/cgroup"
-
-// cgroupTrees finds the topmost groups of tutti that this machine's processes
-// are in, in every hierarchy.
-func (m *Machine) cgroupTrees() ([]string, error) {
-	processes, err := m.Processes()
-	if err != nil {
-		return nil, err
-	}
-	hierarchies, err := filepath.Glob(cgroupRoot + "/*")
-	if err != nil {
-		return nil, err
-	}
-	hierarchies = append(hierarchies, cgroupRoot)
-	var trees []string
-	for _, p := range processes {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.PID))
-		if err != nil {
-			continue // it has gone
+// removeCgroups removes groups that have no processes any more.
+func (m *Machine) removeCgroups() error {
+	groups, err := m.cgroups()
+	errs := []error{err}
+	slices.Reverse(groups) // children first
+	for _, g := range groups {
+		err := os.Remove(g)
+		// The kernel may need a moment to let go of what was just killed.
+		for deadline := time.Now().Add(5 * time.Second); errors.Is(err, syscall.EBUSY) && time.Now().Before(deadline); err = os.Remove(g) {
+			time.Sleep(10 * time.Millisecond)
 		}
-		for line := range strings.Lines(string(data)) {
-			parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
-			top, ok := topmost(parts[len(parts)-1])
-			if !ok {
-				continue
-			}
-			for _, h := range hierarchies {
-				tree := h + top
-				if _, err := os.Stat(tree); err == nil && !slices.Contains(trees, tree) {
-					trees = append(trees, tree)
-				}
-			}
-		}
-	}
-	return trees, nil
-}
-
-// topmost cuts a group's path behind its first element that names tutti.
-func topmost(path string) (string, bool) {
-	elements := strings.Split(path, "/")
-	i := slices.IndexFunc(elements, func(e string) bool { return strings.Contains(e, "tutti") })
-	if i < 0 {
-		return "", false
-	}
-	return strings.Join(elements[:i+1], "/"), true
-}
-
-// removeCgroups removes trees of groups that have no processes any more.
-func removeCgroups(trees []string) error {
-	var errs []error
-	for _, tree := range trees {
-		var groups []string
-		_ = filepath.WalkDir(tree, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				groups = append(groups, path)
-			}
-			return nil
-		})
-		slices.Reverse(groups) // children first
-		for _, g := range groups {
-			err := os.Remove(g)
-			// The kernel may need a moment to let go of what was just killed.
-			for deadline := time.Now().Add(5 * time.Second); errors.Is(err, syscall.EBUSY) && time.Now().Before(deadline); err = os.Remove(g) {
-				time.Sleep(10 * time.Millisecond)
-			}
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, err)
-			}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
