@@ -20,6 +20,8 @@ KEEPER := internal/keeper/embedded/tutti-keeper
 # carries Services, iproute2 and busybox-static are for the tests and images.
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config nftables iproute2 busybox-static
 
+.NOTPARALLEL:
+
 .PHONY: build
 build: keeper
 	go build -ldflags '$(LDFLAGS)' -o bin/tutti ./cmd/tutti
