@@ -16,9 +16,9 @@ LDFLAGS := -s -w \
 
 KEEPER := internal/keeper/embedded/tutti-keeper
 
-# What a bare Debian 12 lacks: gcc to pkg-config build the keeper, nftables
+# What a bare Debian 12 lacks: gcc to git are for building, nftables
 # carries Services, iproute2 and busybox-static are for the tests and images.
-PACKAGES := gcc libc6-dev libseccomp-dev pkg-config nftables iproute2 busybox-static
+PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git nftables iproute2 busybox-static
 
 .NOTPARALLEL:
 
