@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"time"
 
@@ -128,14 +129,14 @@ func (s *server) startControlPlane(ctx context.Context) error {
 
 func (s *server) startAgent(ctx context.Context) error {
 	containers, err := container.New(container.Config{
-		Keeper: s.rooms.keeper, Dir: string(s.dir), Cgroup: cgroupRoot(s.dir), Log: s.log.With("room", "container"),
+		Dir: string(s.dir), CgroupRoot: cgroupRoot(s.dir), Keeper: s.rooms.keeper, Log: s.log.With("room", "container"),
 	})
 	if err != nil {
 		return err
 	}
-	certs := s.rooms.control.NodeCertificates()
 	a, err := agent.New(agent.Config{
-		NodeName: s.settings.NodeName, NodeIP: s.nodeIP, DataDir: string(s.dir), ClusterDNS: serviceDNS(s.service),
+		NodeName: s.settings.NodeName, NodeIP: s.nodeIP, DataDir: string(s.dir),
+		ClusterDomain: clusterDomain, ClusterDNS: serviceDNS(s.service),
 		Client:   s.rooms.control.Client(controlplane.Node(s.settings.NodeName)),
 		Runtimes: map[string]runtime.Runtime{"": containers, "container": containers},
 		Images:   s.rooms.images, Network: s.rooms.network, Port: agentPort, Version: api.Version,
@@ -144,7 +145,6 @@ func (s *server) startAgent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_ = certs
 	s.rooms.agent = a
 	s.parts.run("agent", a.Run)
 	return s.until(ctx, "the node", a.Ready())
@@ -171,7 +171,10 @@ func (s *server) startDNS(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d := dns.New(dns.Config{Client: c, Address: local, Log: s.log.With("room", "dns")})
+	d := dns.New(dns.Config{
+		Client: c, Domain: clusterDomain, Pods: s.cluster, Services: s.service,
+		Listen: []netip.AddrPort{netip.AddrPortFrom(local, dnsPort)}, Log: s.log.With("room", "dns"),
+	})
 	s.parts.run("names", d.Run)
 	return s.until(ctx, "the name server", d.Ready())
 }
@@ -181,10 +184,10 @@ func (s *server) startProvisioner(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p := provisioner.New(provisioner.Config{
+	cfg := provisioner.Config{
 		Client: c, NodeName: s.settings.NodeName, Dir: s.join("volumes"), Log: s.log.With("room", "volumes"),
-	})
-	s.parts.run("volumes", p.Run)
+	}
+	s.parts.run("volumes", func(ctx context.Context) error { return provisioner.Run(ctx, cfg) })
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,8 +55,13 @@ func listenControl(dir api.DataDir, start *steps, stop func(pods bool)) (*contro
 	return c, nil
 }
 
+// close ends the socket; whoever follows a stop hears its last step first.
 func (c *control) close() {
-	c.server.Close() // closes the listener, which removes the socket
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if c.server.Shutdown(ctx) != nil { // it closes the listener, which removes the socket
+		c.server.Close()
+	}
 }
 
 func (c *control) status(w http.ResponseWriter, _ *http.Request) {

@@ -20,6 +20,8 @@ const (
 	bridge    = "tutti0"
 	agentPort = 10250
 	dnsPort   = 53
+
+	clusterDomain = "cluster.local"
 )
 
 // cgroupRoot is the control group of everything that runs for a data

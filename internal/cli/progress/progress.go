@@ -91,8 +91,10 @@ func (d *Display) show(changed line) {
 // text is a line where nothing is redrawn.
 func (l line) text() string {
 	switch {
+	case l.message == "" && l.state == Done:
+		return l.subject + ": done"
 	case l.message == "":
-		return l.subject
+		return l.subject + " …"
 	case l.state == Failed:
 		return l.subject + ": failed: " + l.message
 	}

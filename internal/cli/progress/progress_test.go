@@ -20,7 +20,7 @@ func story(d *Display) {
 func TestPlainLines(t *testing.T) {
 	var out bytes.Buffer
 	story(New(&out))
-	want := `checks
+	want := `checks …
 checks: 3 ms
 web: 0 of 2 ready
 db: starting
