@@ -159,6 +159,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		g.Go(func() error { i.RunWithContext(ctx); return nil })
 	}
 	g.Go(func() error { return a.node.Run(ctx) })
+	if a.CertFile != "" {
+		g.Go(func() error { return a.serve(ctx) })
+	}
 	g.Go(func() error {
 		// What runs must be known before the first pod is: or it would be
 		// started a second time.
@@ -235,10 +238,13 @@ func (a *Agent) deletePod(o any) {
 	a.mu.Lock()
 	x := a.actors[string(p.UID)]
 	delete(a.ended, string(p.UID))
+	if x != nil {
+		x.absent = true
+	}
 	a.mu.Unlock()
 	if x != nil {
 		x.setPod(p)
-		x.change(func(o *pod.Observed) { o.Gone, x.absent = true, true })
+		x.setGone()
 	}
 }
 
@@ -247,7 +253,7 @@ func (a *Agent) forget(x *actor) {
 	p := x.pod()
 	a.mu.Lock()
 	delete(a.actors, x.uid)
-	if !x.isAbsent() {
+	if !x.absent {
 		a.ended[x.uid] = true
 	}
 	a.mu.Unlock()
@@ -262,9 +268,7 @@ func (a *Agent) leave(uid string) {
 	if !a.gate.release(uid) {
 		return
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, x := range a.actors {
+	for _, x := range a.all() {
 		x.mu.Lock()
 		waits := x.o.Resize != nil
 		x.mu.Unlock()
@@ -288,7 +292,8 @@ func (a *Agent) adopt(ctx context.Context) {
 			ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), Namespace: namespace, Name: name},
 			Spec:       v1.PodSpec{TerminationGracePeriodSeconds: grace},
 		})
-		x.change(func(o *pod.Observed) { o.Gone, x.absent = true, true })
+		x.absent = true
+		x.setGone()
 	}
 	for uid, list := range a.found {
 		var namespace, name string
@@ -369,13 +374,7 @@ func (a *Agent) setRuns(rt runtime.Runtime, list []runtime.Status) {
 	for _, s := range list {
 		byPod[s.Pod] = append(byPod[s.Pod], s)
 	}
-	a.mu.Lock()
-	var actors []*actor
-	for _, x := range a.actors {
-		actors = append(actors, x)
-	}
-	a.mu.Unlock()
-	for _, x := range actors {
+	for _, x := range a.all() {
 		x.mu.Lock()
 		mine := x.rt == rt
 		x.mu.Unlock()
@@ -425,11 +424,8 @@ func (a *Agent) wake(uid types.UID) {
 func (a *Agent) StopPods(ctx context.Context, grace time.Duration) error {
 	a.mu.Lock()
 	a.halt = &grace
-	var actors []*actor
-	for _, x := range a.actors {
-		actors = append(actors, x)
-	}
 	a.mu.Unlock()
+	actors := a.all()
 	for _, x := range actors {
 		x.change(func(o *pod.Observed) { o.Halt, o.HaltGrace = true, grace })
 	}
