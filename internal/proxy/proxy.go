@@ -1,7 +1,7 @@
 // Package proxy makes Services reachable on this machine: upstream's nftables
-// proxier, fed by informers of its own. It writes the nftables tables
-// "kube-proxy" of the network namespace of the process and nothing else;
-// package network sets what the kernel needs to route.
+// proxier, fed by informers of its own. It writes the nftables table
+// "kube-proxy" of the network namespace of the process, and relays TCP node
+// ports on 127.0.0.1; package network sets what the kernel needs to route.
 package proxy
 
 import (
@@ -154,7 +154,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 	serviceConfig := proxyconfig.NewServiceConfig(ctx, services.Core().V1().Services(), 0)
 	slices := p.informers(func(o *metav1.ListOptions) { o.LabelSelector = "!" + v1.IsHeadlessService })
 	sliceConfig := proxyconfig.NewEndpointSliceConfig(ctx, slices.Discovery().V1().EndpointSlices(), 0)
+	local := newLoopback(ctx, p.cfg.NodeIP, p.cfg.Log)
+	defer local.close()
 	serviceConfig.RegisterEventHandler(proxier)
+	serviceConfig.RegisterEventHandler(local)
 	sliceConfig.RegisterEventHandler(proxier)
 
 	var group sync.WaitGroup
