@@ -48,12 +48,7 @@ type Config struct {
 	NodeName string
 	// Dir holds one directory per volume; nothing else may be in it.
 	Dir string
-	// Alone reports whether this is the only node: then there is nothing to
-	// choose, and a claim has its volume before a pod wants it. That matters,
-	// because the scheduler looks only once a second whether a claim that it
-	// has chosen a node for is bound. May be nil: never.
-	Alone func() bool
-	Log   *slog.Logger // may be nil
+	Log *slog.Logger // may be nil
 }
 
 type provisioner struct {
@@ -211,8 +206,7 @@ func (p *provisioner) chosen(claim *v1.PersistentVolumeClaim, class *storagev1.S
 	if node := claim.Annotations[selectedNode]; node != "" {
 		return node == p.NodeName
 	}
-	return ptr.Deref(class.VolumeBindingMode, storagev1.VolumeBindingImmediate) == storagev1.VolumeBindingImmediate ||
-		p.Alone != nil && p.Alone()
+	return ptr.Deref(class.VolumeBindingMode, storagev1.VolumeBindingImmediate) == storagev1.VolumeBindingImmediate
 }
 
 // refuse returns what such a claim asks that a directory cannot give.

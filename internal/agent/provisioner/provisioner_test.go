@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -67,8 +66,7 @@ func TestProvisionAndDelete(t *testing.T) {
 	)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	var alone atomic.Bool
-	go func() { ended <- Run(ctx, Config{Client: client, NodeName: "n1", Dir: dir, Alone: alone.Load}) }()
+	go func() { ended <- Run(ctx, Config{Client: client, NodeName: "n1", Dir: dir}) }()
 	defer func() {
 		cancel()
 		select {
@@ -112,11 +110,6 @@ func TestProvisionAndDelete(t *testing.T) {
 	must(t, err)
 	eventually(t, "the waiting claim has its volume", func() bool { return slices.Contains(names(), "pvc-uid-waiting") })
 
-	alone.Store(true)
-	_, err = client.CoreV1().PersistentVolumeClaims("ns").Create(ctx, claim("early", "local", ""), metav1.CreateOptions{})
-	must(t, err)
-	eventually(t, "on the only node there is nothing to wait for", func() bool { return slices.Contains(names(), "pvc-uid-early") })
-
 	release := func(name string) {
 		pv, err := volumes.Get(ctx, name, metav1.GetOptions{})
 		must(t, err)
@@ -143,7 +136,7 @@ func TestProvisionAndDelete(t *testing.T) {
 			t.Errorf("what must be kept: %v", err)
 		}
 	}
-	if got, want := names(), []string{"pvc-forged", "pvc-uid-early", "pvc-uid-kept", "pvc-uid-waiting"}; !slices.Equal(got, want) {
+	if got, want := names(), []string{"pvc-forged", "pvc-uid-kept", "pvc-uid-waiting"}; !slices.Equal(got, want) {
 		t.Errorf("volumes %q, want %q", got, want)
 	}
 }
