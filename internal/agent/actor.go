@@ -247,10 +247,6 @@ func (x *actor) desired() *v1.Pod {
 // the decision whether the machine takes the pod at all.
 func (x *actor) resume() {
 	p := x.desired()
-	rt, _ := x.a.runtimeOf(p)
-	x.mu.Lock()
-	x.rt = rt
-	x.mu.Unlock()
 	for c, kind := range containersOf(p) {
 		for _, r := range x.runs() {
 			if r.Name == c.Name && r.State == runtime.Running && kind != initContainer {
