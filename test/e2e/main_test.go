@@ -113,7 +113,13 @@ func (n node) logs() {
 	keepers, _ := filepath.Glob(filepath.Join(n.Dir, "keeper", "*.log"))
 	for _, f := range append(logs, keepers...) {
 		if data, err := os.ReadFile(f); err == nil {
-			n.t.Logf("%s ends with\n%s", filepath.Base(f), tail(string(data), 40))
+			var lines strings.Builder
+			for line := range strings.Lines(string(data)) {
+				if !strings.Contains(line, "level=INFO") && !strings.Contains(line, "level=DEBUG") {
+					lines.WriteString(line[:min(len(line), 500)])
+				}
+			}
+			n.t.Logf("%s, without what is normal, ends with\n%s", filepath.Base(f), tail(lines.String(), 30))
 		}
 	}
 }
