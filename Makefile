@@ -1,20 +1,93 @@
+# The words that people and scripts rely on: deps build up test test-long bench notices vet linkproof clean.
+
 # Every go command runs with the same flags, so that one cache serves them all.
 export GOFLAGS     := -trimpath -buildvcs=false
 export CGO_ENABLED := 0
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null)
 KUBE    := v1.36.3
 LDFLAGS := -s -w \
   -X tutti.dev/tutti/internal/api.Version=$(VERSION) \
+  -X tutti.dev/tutti/internal/api.Commit=$(COMMIT) \
   -X k8s.io/component-base/version.gitVersion=$(KUBE) \
   -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36 \
   -X k8s.io/client-go/pkg/version.gitVersion=$(KUBE)
 
 KEEPER := internal/keeper/embedded/tutti-keeper
 
-.PHONY: build keeper
+# What a bare Debian 12 lacks: gcc to git are for building, nftables
+# carries Services, iproute2 and busybox-static are for the tests and images.
+PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git nftables iproute2 busybox-static
+
+.NOTPARALLEL:
+
+.PHONY: build
 build: keeper
 	go build -ldflags '$(LDFLAGS)' -o bin/tutti ./cmd/tutti
 
+# The keeper is embedded in tutti: it must be there before anything of Go looks at the tree.
+.PHONY: keeper
 keeper:
 	CGO_ENABLED=1 go build -tags 'seccomp netgo osusergo' -ldflags '-s -w -extldflags -static' -o $(KEEPER) ./cmd/tutti-keeper
+
+.PHONY: deps
+deps:
+	@missing=$$(for p in $(PACKAGES); do \
+		dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	[ -n "$$missing" ] || exit 0; \
+	command -v apt-get >/dev/null || { echo "make deps knows Debian; install the like of:" $$missing >&2; exit 1; }; \
+	[ "$$(id -u)" = 0 ] || { echo "make deps must run as root to install:" $$missing >&2; exit 1; }; \
+	echo "installing" $$missing; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get -qq install -y --no-install-recommends $$missing >/dev/null 2>&1 || \
+		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends $$missing; }
+
+# The images of the shop are made again only when their sources changed.
+SHOP := dist/shop
+.PHONY: up images
+images:
+	@$(MAKE) --no-print-directory -C examples/shop DIST=$(CURDIR)/$(SHOP)
+
+up: deps build images
+	@bin/tutti up
+	@for i in $(SHOP)/*.tar; do bin/tutti image load $$i || exit; done
+	@bin/tutti up examples/shop
+
+# What CI runs. Everything but the end-to-end tests may come from Go's cache of results.
+.PHONY: vet test test-unit test-e2e test-long
+test: deps build vet test-unit test-e2e
+
+vet: keeper
+	@bad=$$(gofmt -l cmd internal test bench examples); [ -z "$$bad" ] || { echo "gofmt these:" $$bad >&2; exit 1; }
+	go vet ./...
+	cd examples/shop && go vet ./...
+
+test-unit: keeper
+	cd examples/shop && go test ./...
+	go test -short -timeout 20m $$(go list ./... | grep -v /test/e2e)
+
+test-e2e: build images
+	go test -short -count=1 -timeout 30m ./test/e2e/...
+
+test-long: deps build images
+	go test -count=1 -timeout 90m ./test/e2e/...
+
+# JSON lines in dist/bench.jsonl and a table here; BENCH_COLD=1 adds a build with an empty cache.
+.PHONY: bench
+bench: deps build
+	@mkdir -p dist
+	go run ./bench -o dist/bench.jsonl
+
+# One go.mod serves everything that tutti means to link: this builds it all.
+.PHONY: linkproof
+linkproof:
+	go build -tags linkproof -o /dev/null ./test/linkproof
+
+.PHONY: notices
+notices: keeper
+	go run ./test/notices -o THIRD_PARTY_NOTICES
+
+.PHONY: clean
+clean:
+	rm -rf bin dist $(KEEPER)

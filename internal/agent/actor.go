@@ -18,17 +18,18 @@ import (
 // actor brings one pod forward. Its loop is the only one that decides; steps
 // run on their own and report by change.
 type actor struct {
-	a   *Agent
-	uid string
+	a      *Agent
+	uid    string
+	absent bool // the informer does not have the pod any more; guarded by a.mu
 
 	wake  chan struct{}
 	done  chan struct{} // closed when the loop has ended
 	still chan struct{} // closed when the pod was halted and nothing runs
 
-	mu     sync.Mutex
-	o      pod.Observed
-	rt     runtime.Runtime
-	absent bool // the informer does not have the pod any more
+	mu    sync.Mutex
+	o     pod.Observed
+	rt    runtime.Runtime
+	netns string // path of the pod\'s network namespace
 	// under way, by key of the step; the function cancels it.
 	steps map[string]context.CancelFunc
 
@@ -226,12 +227,6 @@ func (x *actor) decide() (pod.Decision, v1.PodStatus) {
 	return d, before
 }
 
-func (x *actor) isAbsent() bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.absent
-}
-
 func (x *actor) gone() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -252,10 +247,6 @@ func (x *actor) desired() *v1.Pod {
 // the decision whether the machine takes the pod at all.
 func (x *actor) resume() {
 	p := x.desired()
-	rt, _ := x.a.runtimeOf(p)
-	x.mu.Lock()
-	x.rt = rt
-	x.mu.Unlock()
 	for c, kind := range containersOf(p) {
 		for _, r := range x.runs() {
 			if r.Name == c.Name && r.State == runtime.Running && kind != initContainer {

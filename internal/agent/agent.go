@@ -56,8 +56,14 @@ type Agent struct {
 	// informer.
 	ended map[string]bool
 	// found are workloads of pods that have no actor (yet).
-	found map[string]map[runtime.ID]runtime.Status
+	found map[string]*leftover
 	halt  *time.Duration
+}
+
+// leftover is what a runtime has of a pod that has no actor (yet).
+type leftover struct {
+	rt   runtime.Runtime
+	runs map[runtime.ID]runtime.Status
 }
 
 // New makes an agent; it touches nothing before Run.
@@ -75,7 +81,7 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	}
 	a := &Agent{
 		Config: c, log: c.Log, client: client,
-		actors: map[string]*actor{}, ended: map[string]bool{}, found: map[string]map[runtime.ID]runtime.Status{},
+		actors: map[string]*actor{}, ended: map[string]bool{}, found: map[string]*leftover{},
 	}
 	handlers := make([]string, 0, len(c.Runtimes))
 	for name := range c.Runtimes {
@@ -159,6 +165,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		g.Go(func() error { i.RunWithContext(ctx); return nil })
 	}
 	g.Go(func() error { return a.node.Run(ctx) })
+	if a.CertFile != "" {
+		g.Go(func() error { return a.serve(ctx) })
+	}
 	g.Go(func() error {
 		// What runs must be known before the first pod is: or it would be
 		// started a second time.
@@ -198,7 +207,7 @@ func (a *Agent) setPod(p *v1.Pod) {
 	a.mu.Lock()
 	x := a.actors[string(p.UID)]
 	if x == nil && !a.ended[string(p.UID)] {
-		a.begin(p)
+		a.begin(p, false)
 	}
 	a.mu.Unlock()
 	if x != nil {
@@ -206,21 +215,26 @@ func (a *Agent) setPod(p *v1.Pod) {
 	}
 }
 
-// begin starts an actor. a.mu is held.
-func (a *Agent) begin(p *v1.Pod) *actor {
+// begin starts the actor of a pod that the API has, or has not any more. a.mu
+// is held.
+func (a *Agent) begin(p *v1.Pod, gone bool) {
 	uid := string(p.UID)
 	var runs []pod.Run
-	for _, s := range a.found[uid] {
-		runs = append(runs, pod.Run{Status: s})
+	rt, _ := a.runtimeOf(p)
+	if left := a.found[uid]; left != nil {
+		rt = left.rt
+		for _, s := range left.runs {
+			runs = append(runs, pod.Run{Status: s})
+		}
+		delete(a.found, uid)
 	}
-	delete(a.found, uid)
 	x := newActor(a, p, runs)
+	x.rt, x.absent, x.o.Gone = rt, gone, gone
 	if a.halt != nil {
 		x.o.Halt, x.o.HaltGrace = true, *a.halt
 	}
 	a.actors[uid] = x
 	go x.run(a.ctx)
-	return x
 }
 
 // deletePod takes that the API does not have a pod any more.
@@ -235,10 +249,13 @@ func (a *Agent) deletePod(o any) {
 	a.mu.Lock()
 	x := a.actors[string(p.UID)]
 	delete(a.ended, string(p.UID))
+	if x != nil {
+		x.absent = true
+	}
 	a.mu.Unlock()
 	if x != nil {
 		x.setPod(p)
-		x.change(func(o *pod.Observed) { o.Gone, x.absent = true, true })
+		x.setGone()
 	}
 }
 
@@ -247,7 +264,7 @@ func (a *Agent) forget(x *actor) {
 	p := x.pod()
 	a.mu.Lock()
 	delete(a.actors, x.uid)
-	if !x.isAbsent() {
+	if !x.absent {
 		a.ended[x.uid] = true
 	}
 	a.mu.Unlock()
@@ -262,9 +279,7 @@ func (a *Agent) leave(uid string) {
 	if !a.gate.release(uid) {
 		return
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, x := range a.actors {
+	for _, x := range a.all() {
 		x.mu.Lock()
 		waits := x.o.Resize != nil
 		x.mu.Unlock()
@@ -284,16 +299,15 @@ func (a *Agent) adopt(ctx context.Context) {
 			return
 		}
 		a.log.Info("removing a pod that the API does not have", "pod", uid, "namespace", namespace, "name", name)
-		x := a.begin(&v1.Pod{
+		a.begin(&v1.Pod{
 			ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), Namespace: namespace, Name: name},
 			Spec:       v1.PodSpec{TerminationGracePeriodSeconds: grace},
-		})
-		x.change(func(o *pod.Observed) { o.Gone, x.absent = true, true })
+		}, true)
 	}
-	for uid, list := range a.found {
+	for uid, left := range a.found {
 		var namespace, name string
 		var grace *int64
-		for _, s := range list {
+		for _, s := range left.runs {
 			namespace, name = s.Labels[pod.LabelNamespace], s.Labels[pod.LabelPod]
 			if seconds, err := strconv.ParseInt(s.Labels[pod.LabelGrace], 10, 64); err == nil {
 				grace = &seconds
@@ -333,7 +347,7 @@ func (a *Agent) watchRuntime(ctx context.Context, rt runtime.Runtime, told func(
 			a.setRuns(rt, list)
 			told()
 			for s := range changes {
-				a.setRun(s)
+				a.setRun(rt, s)
 			}
 			return nil
 		}()
@@ -349,14 +363,14 @@ func (a *Agent) watchRuntime(ctx context.Context, rt runtime.Runtime, told func(
 	}
 }
 
-func (a *Agent) setRun(s runtime.Status) {
+func (a *Agent) setRun(rt runtime.Runtime, s runtime.Status) {
 	a.mu.Lock()
 	x := a.actors[s.Pod]
 	if x == nil && !a.ended[s.Pod] {
 		if a.found[s.Pod] == nil {
-			a.found[s.Pod] = map[runtime.ID]runtime.Status{}
+			a.found[s.Pod] = &leftover{rt: rt, runs: map[runtime.ID]runtime.Status{}}
 		}
-		a.found[s.Pod][s.ID] = s
+		a.found[s.Pod].runs[s.ID] = s
 	}
 	a.mu.Unlock()
 	if x != nil {
@@ -369,13 +383,7 @@ func (a *Agent) setRuns(rt runtime.Runtime, list []runtime.Status) {
 	for _, s := range list {
 		byPod[s.Pod] = append(byPod[s.Pod], s)
 	}
-	a.mu.Lock()
-	var actors []*actor
-	for _, x := range a.actors {
-		actors = append(actors, x)
-	}
-	a.mu.Unlock()
-	for _, x := range actors {
+	for _, x := range a.all() {
 		x.mu.Lock()
 		mine := x.rt == rt
 		x.mu.Unlock()
@@ -386,7 +394,7 @@ func (a *Agent) setRuns(rt runtime.Runtime, list []runtime.Status) {
 	}
 	for _, l := range byPod {
 		for _, s := range l {
-			a.setRun(s)
+			a.setRun(rt, s)
 		}
 	}
 }
@@ -425,11 +433,8 @@ func (a *Agent) wake(uid types.UID) {
 func (a *Agent) StopPods(ctx context.Context, grace time.Duration) error {
 	a.mu.Lock()
 	a.halt = &grace
-	var actors []*actor
-	for _, x := range a.actors {
-		actors = append(actors, x)
-	}
 	a.mu.Unlock()
+	actors := a.all()
 	for _, x := range actors {
 		x.change(func(o *pod.Observed) { o.Halt, o.HaltGrace = true, grace })
 	}

@@ -50,9 +50,11 @@ type Config struct {
 	Probes  Probes
 	// MaxPods is how many pods the machine takes; 0 is 250.
 	MaxPods int
-	// Port is where the kubelet's endpoints are served, for the Node's status;
-	// 0 is 10250.
-	Port int
+	// Port is where the kubelet's endpoints are served; 0 is 10250. CertFile
+	// and KeyFile are their certificate, ClientCAFile the authority of their
+	// clients; without a certificate they are not served.
+	Port                            int
+	CertFile, KeyFile, ClientCAFile string
 	// Version is tutti's own.
 	Version string
 	Log     *slog.Logger

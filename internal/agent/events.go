@@ -14,6 +14,9 @@ import (
 // event tells the pod's owner something about the pod, or one container of
 // it.
 func (a *Agent) event(p *v1.Pod, container, kind, reason, message string) {
+	if p.Name == "" {
+		return // known only by what was left of it
+	}
 	if c, _ := containerOf(p, container); c != nil {
 		if ref, err := kubecontainer.GenerateContainerRef(p, c); err == nil {
 			a.recorder.Event(ref, kind, reason, message)

@@ -30,7 +30,7 @@ import (
 // first are short because most early failures are the API being a moment
 // behind: node authorization learns of a binding milliseconds later.
 const (
-	partFirst, partMost   = 100 * time.Millisecond, 2 * time.Minute
+	partFirst, partMost   = 100 * time.Millisecond, 20 * time.Second
 	startFirst, startMost = time.Second, time.Minute
 	pullFirst, pullMost   = 10 * time.Second, 300 * time.Second
 )
@@ -122,7 +122,7 @@ func (x *actor) openGround(ctx context.Context) error {
 			return fmt.Errorf("attach to the pod network: %w", err)
 		}
 		netns = at.NetNS
-		x.change(func(o *pod.Observed) { o.IPs = at.IPs })
+		x.change(func(o *pod.Observed) { o.IPs, x.netns = at.IPs, at.NetNS })
 	}
 	hostname, err := x.a.Volumes.Hostname(p)
 	if err != nil {

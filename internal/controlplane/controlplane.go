@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,6 +25,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 
 	"tutti.dev/tutti/internal/controlplane/inprocess"
 	"tutti.dev/tutti/internal/controlplane/pki"
@@ -119,6 +121,8 @@ type ControlPlane struct {
 	files *pki.Files
 	local inprocess.Server
 	ready chan struct{}
+	// running is true from ready until the first part stops.
+	running atomic.Bool
 }
 
 // New checks the configuration, and makes or reads the certificates and the admin kubeconfig. Nothing runs yet.
@@ -210,7 +214,8 @@ func (cp *ControlPlane) NodeCertificates() NodeCertificates {
 // Run runs the control plane until ctx ends, then stops it in order: scheduler and controllers, API server, store. It
 // returns nil then, or the first part's error. It can be called once in a process.
 func (cp *ControlPlane) Run(ctx context.Context) error {
-	logKubernetesTo(cp.log)
+	foreign := foreignLog{cp.log.Handler(), &cp.running}
+	klog.SetSlogLogger(slog.New(foreign).With("from", "kubernetes"))
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
 	began := time.Now()
 	listener, err := listenAll(ctx, cp.cfg.Listen)
@@ -218,7 +223,7 @@ func (cp *ControlPlane) Run(ctx context.Context) error {
 		return err
 	}
 	defer listener.Close()
-	s, err := startStore(ctx, filepath.Join(cp.cfg.DataDir, "etcd"), cp.log)
+	s, err := startStore(ctx, filepath.Join(cp.cfg.DataDir, "etcd"), cp.log, foreign)
 	if err != nil {
 		return err
 	}
@@ -272,12 +277,18 @@ func (cp *ControlPlane) runClients(ctx context.Context, server *apiServer, began
 		defer cancel()
 		err := cp.start(starting, running, g, server, began)
 		if err == nil {
+			cp.running.Store(true)
 			close(cp.ready)
 			cp.log.Info("control plane is ready", "url", cp.cfg.url(), "after", time.Since(began))
 		}
 		return err
 	})
 	g.Go(func() error { return cp.keepCertificates(running) })
+	g.Go(func() error {
+		<-running.Done()
+		cp.running.Store(false)
+		return nil
+	})
 	err := g.Wait()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil

@@ -44,7 +44,7 @@ type store struct {
 
 // startStore opens the data in dir, or makes it, and returns when the store takes writes. Every acknowledged write has
 // been synced to disk.
-func startStore(ctx context.Context, dir string, log *slog.Logger) (*store, error) {
+func startStore(ctx context.Context, dir string, log *slog.Logger, foreign slog.Handler) (*store, error) {
 	s := &store{log: log, dir: dir, failed: make(chan error, 1)}
 	cfg := embed.NewConfig()
 	cfg.Name = "tutti"
@@ -58,7 +58,9 @@ func startStore(ctx context.Context, dir string, log *slog.Logger) (*store, erro
 	// Entries kept in memory for followers that lag behind: the defaults (10,000 and 5,000) can hold 100 MB.
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 1000, 100
 	cfg.QuotaBackendBytes = 8 << 30
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(etcdLogger(log, s.fail))
+	// The zero that a Config begins with calls every request slow.
+	cfg.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(etcdLogger(foreign, s.fail))
 
 	started := make(chan error, 1)
 	go func() {

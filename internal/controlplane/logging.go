@@ -5,54 +5,52 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
-	"sync"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-	"k8s.io/klog/v2"
 )
 
-var bridgeKlog sync.Once
-
-// logKubernetesTo sends what Kubernetes' libraries log to log. Their "info" is a developer's and becomes debug; their
-// "error" is mostly something that they retry, and becomes a warning. klog is process-wide: the first caller wins.
-func logKubernetesTo(log *slog.Logger) {
-	bridgeKlog.Do(func() {
-		klog.SetSlogLogger(slog.New(demoting{log.Handler()}).With("from", "kubernetes"))
-	})
+// foreignLog is where Kubernetes' libraries and etcd log to. They cry out at what they then retry: while parts come up or
+// go down that is all the time, so until they run, and when they stop, everything is debug. In between, an error of
+// theirs is a warning here, and the rest, which is for their developers, is debug.
+type foreignLog struct {
+	slog.Handler
+	running *atomic.Bool
 }
 
-// demoting lowers the level of every record by one step.
-type demoting struct{ slog.Handler }
-
-func demoted(l slog.Level) slog.Level {
-	switch {
-	case l >= slog.LevelError:
+func (h foreignLog) level(l slog.Level) slog.Level {
+	if l >= slog.LevelError && h.running.Load() {
 		return slog.LevelWarn
-	case l >= slog.LevelWarn:
-		return slog.LevelInfo
-	default:
-		return slog.LevelDebug
 	}
+	return slog.LevelDebug
 }
 
-func (h demoting) Enabled(ctx context.Context, l slog.Level) bool {
-	return h.Handler.Enabled(ctx, demoted(l))
+// Enabled implements [slog.Handler].
+func (h foreignLog) Enabled(ctx context.Context, l slog.Level) bool {
+	return h.Handler.Enabled(ctx, h.level(l))
 }
 
-func (h demoting) Handle(ctx context.Context, r slog.Record) error {
-	r.Level = demoted(r.Level)
+// Handle implements [slog.Handler].
+func (h foreignLog) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = h.level(r.Level)
 	return h.Handler.Handle(ctx, r)
 }
 
-func (h demoting) WithAttrs(a []slog.Attr) slog.Handler { return demoting{h.Handler.WithAttrs(a)} }
-func (h demoting) WithGroup(n string) slog.Handler      { return demoting{h.Handler.WithGroup(n)} }
+// WithAttrs implements [slog.Handler].
+func (h foreignLog) WithAttrs(a []slog.Attr) slog.Handler {
+	return foreignLog{h.Handler.WithAttrs(a), h.running}
+}
 
-// etcdLogger sends what etcd logs to log, one level lower. What etcd calls fatal does not end the process: it is handed
-// to fatal, and the goroutine that hit it ends.
-func etcdLogger(log *slog.Logger, fatal func(error)) *zap.Logger {
-	return zap.New(zapToSlog{handler: demoting{log.Handler()}.WithAttrs([]slog.Attr{slog.String("from", "etcd")})},
-		zap.WithFatalHook(fatalHook(fatal)))
+// WithGroup implements [slog.Handler].
+func (h foreignLog) WithGroup(n string) slog.Handler {
+	return foreignLog{h.Handler.WithGroup(n), h.running}
+}
+
+// etcdLogger sends what etcd logs to h. What etcd calls fatal does not end the process: it is handed to fatal, and the
+// goroutine that hit it ends.
+func etcdLogger(h slog.Handler, fatal func(error)) *zap.Logger {
+	return zap.New(zapToSlog{h.WithAttrs([]slog.Attr{slog.String("from", "etcd")})}, zap.WithFatalHook(fatalHook(fatal)))
 }
 
 type fatalHook func(error)

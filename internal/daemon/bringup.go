@@ -134,12 +134,14 @@ func (s *server) startAgent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	certificates := s.rooms.control.NodeCertificates()
 	a, err := agent.New(agent.Config{
 		NodeName: s.settings.NodeName, NodeIP: s.nodeIP, DataDir: string(s.dir),
 		ClusterDomain: clusterDomain, ClusterDNS: serviceDNS(s.service),
 		Client:   s.rooms.control.Client(controlplane.Node(s.settings.NodeName)),
 		Runtimes: map[string]runtime.Runtime{"": containers, "container": containers},
-		Images:   s.rooms.images, Network: s.rooms.network, Port: agentPort, Version: api.Version,
+		Images:   s.rooms.images, Network: s.rooms.network, Version: api.Version,
+		Port: agentPort, CertFile: certificates.CertFile, KeyFile: certificates.KeyFile, ClientCAFile: certificates.ClientCAFile,
 		Log: s.log.With("room", "agent"),
 	})
 	if err != nil {

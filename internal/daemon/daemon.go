@@ -135,7 +135,7 @@ func (s *server) claim(asked api.Settings) (unlock func(), err error) {
 	if err := os.MkdirAll(string(s.dir), 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
-	unlock, err = lock(s.dir)
+	release, err := lock(s.dir)
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +147,7 @@ func (s *server) claim(asked api.Settings) (unlock func(), err error) {
 			os.Remove(s.dir.Lock())
 			os.Remove(string(s.dir))
 		}
-		unlock()
+		release()
 	}()
 	before, found, err := readSettings(s.dir)
 	if err != nil {
@@ -161,7 +161,7 @@ func (s *server) claim(asked api.Settings) (unlock func(), err error) {
 	if err := checkMachine(ports(s.settings)); err != nil {
 		return nil, err
 	}
-	return unlock, writeSettings(s.dir, s.settings)
+	return release, writeSettings(s.dir, s.settings)
 }
 
 // giveUp ends a start that failed. What ran before it goes on; when nothing

@@ -87,18 +87,43 @@ func (c *Client) one(ctx context.Context, path string, query url.Values, body io
 }
 
 func (c *Client) do(ctx context.Context, method, path string, query url.Values, body io.Reader) (message, error) {
-	resp, err := c.send(ctx, method, path, query, body)
-	if err != nil {
-		return message{}, err
+	src := &source{Reader: body, failed: make(chan error, 1)}
+	if body != nil {
+		body = src
 	}
-	defer resp.Body.Close()
-	return last(ctx, resp)
+	resp, err := c.send(ctx, method, path, query, body)
+	var m message
+	if err == nil {
+		defer resp.Body.Close()
+		m, err = last(ctx, resp)
+	}
+	select {
+	case failed := <-src.failed: // what followed, a broken connection, says less
+		return message{}, fmt.Errorf("read what to send: %w", failed)
+	default:
+		return m, err
+	}
+}
+
+// source remembers why the body of a request could not be read. It hides the
+// body's Close: the caller closes what it has opened.
+type source struct {
+	io.Reader
+	failed chan error
+}
+
+func (s *source) Read(b []byte) (int, error) {
+	n, err := s.Reader.Read(b)
+	if err != nil && err != io.EOF {
+		select {
+		case s.failed <- err:
+		default:
+		}
+	}
+	return n, err
 }
 
 func (c *Client) send(ctx context.Context, method, path string, query url.Values, body io.Reader) (*http.Response, error) {
-	if body != nil {
-		body = io.NopCloser(body) // the caller closes what it has opened
-	}
 	req, err := http.NewRequestWithContext(ctx, method, c.Base+path+"?"+query.Encode(), body)
 	if err != nil {
 		return nil, err

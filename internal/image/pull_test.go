@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -24,7 +25,10 @@ import (
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/inmemory"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
 )
+
+func init() { logrus.SetOutput(io.Discard) } // the registry's log
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
@@ -42,7 +46,6 @@ type registry struct {
 func newRegistry(t testing.TB) *registry {
 	t.Helper()
 	config := &configuration.Configuration{Storage: configuration.Storage{"inmemory": nil}}
-	config.Log.Level, config.Log.AccessLog.Disabled = "error", true
 	app := handlers.NewApp(context.WithoutCancel(t.Context()), config)
 	r := &registry{calls: map[string]int{}}
 	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -236,7 +239,6 @@ func TestPullGoesOnWhereItEnded(t *testing.T) {
 		}
 		panic(http.ErrAbortHandler) // the connection breaks
 	})
-	r.Config.ErrorLog = nil
 	if _, err := l.Pull(t.Context(), r.host+"/three:1", nil); err == nil {
 		t.Fatal("pulled over a broken connection")
 	}
@@ -319,6 +321,7 @@ func TestPullErrors(t *testing.T) {
 		"config": chart.add("application/vnd.cncf.helm.config.v1+json", []byte("{}")), "layers": []any{}})
 	r.push(t, "chart", "1", chart)
 	tls := httptest.NewTLSServer(http.NotFoundHandler())
+	tls.Config.ErrorLog = log.New(io.Discard, "", 0)
 	t.Cleanup(tls.Close)
 	tlsHost := tls.Listener.Addr().String()
 	gone, err := net.Listen("tcp", "127.0.0.1:0")

@@ -146,10 +146,14 @@ func (x *exchange) openConsole() error {
 
 // run talks to the keeper until the program has ended or the attachment has.
 func (x *exchange) run(ctx context.Context, c *Client) (int, error) {
-	if _, err := c.connected(ctx); err != nil { // starts a keeper if need be
-		return 0, err
-	}
 	conn, err := dial(c.dir, protocol.IOSocket, "unixpacket")
+	if err != nil {
+		// Any call finds the keeper again, or a new one.
+		if _, err := c.Info(ctx); err != nil {
+			return 0, err
+		}
+		conn, err = dial(c.dir, protocol.IOSocket, "unixpacket")
+	}
 	if err != nil {
 		return 0, fmt.Errorf("connect to keeper: %w", err)
 	}

@@ -61,11 +61,7 @@ func Ensure(ctx context.Context, dir, binary string) (*Client, error) {
 	if _, err := c.connected(ctx); err != nil {
 		return nil, err
 	}
-	var info *protocol.InfoResponse
-	err := c.call(ctx, func(k protocol.KeeperClient) (err error) {
-		info, err = k.Info(ctx, &protocol.InfoRequest{})
-		return err
-	})
+	info, err := c.Info(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("ask the keeper who it is: %w", err)
 	}
@@ -108,14 +104,20 @@ func (c *Client) Close() {
 	c.witness.close()
 }
 
-// Binary is the path of the program that the keeper runs.
-func (c *Client) Binary(ctx context.Context) (path string, err error) {
+// Info says who the keeper is: its process and the path of its program.
+type Info struct {
+	PID    int
+	Binary string
+}
+
+// Info asks the keeper who it is.
+func (c *Client) Info(ctx context.Context) (info Info, err error) {
 	err = c.call(ctx, func(k protocol.KeeperClient) error {
-		info, err := k.Info(ctx, &protocol.InfoRequest{})
-		path = info.GetBinary()
+		i, err := k.Info(ctx, &protocol.InfoRequest{})
+		info = Info{PID: int(i.GetPid()), Binary: i.GetBinary()}
 		return err
 	})
-	return path, err
+	return info, err
 }
 
 // Start starts the workload id, or returns it if it exists. spec is an OCI
@@ -236,11 +238,7 @@ func (c *Client) upgrade(ctx context.Context) error {
 	}
 	c.drop(conn)
 	// Answered by the new program: its sockets were never closed.
-	var info *protocol.InfoResponse
-	err = c.call(ctx, func(k protocol.KeeperClient) (err error) {
-		info, err = k.Info(ctx, &protocol.InfoRequest{})
-		return err
-	})
+	info, err := c.Info(ctx)
 	if err == nil && info.Binary != c.binary {
 		err = fmt.Errorf("it still runs %s", info.Binary)
 	}
@@ -305,6 +303,7 @@ func (c *Client) connected(ctx context.Context) (*ttrpc.Client, error) {
 		return nil, err
 	}
 	c.conn = ttrpc.NewClient(conn)
+	c.restore()
 	return c.conn, nil
 }
 

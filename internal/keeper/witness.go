@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	"tutti.dev/tutti/internal/host/process"
 	"tutti.dev/tutti/internal/keeper/protocol"
@@ -24,17 +25,16 @@ type witness struct {
 }
 
 type holding struct {
-	pid      int32
-	files    []*os.File
-	pidfd    *os.File
-	terminal *os.File
+	pid   int32
+	tty   bool
+	files []*os.File // read ends of FIFOs, or the terminal
+	pidfd *os.File
 }
 
 func (h *holding) close() {
-	for _, f := range append(h.files, h.pidfd, h.terminal) {
-		if f != nil {
-			f.Close()
-		}
+	h.pidfd.Close()
+	for _, f := range h.files {
+		f.Close()
 	}
 }
 
@@ -59,17 +59,63 @@ func (c *Client) see(w *protocol.Workload) {
 	if err != nil {
 		return // it has ended meanwhile
 	}
-	h := &holding{pid: w.Pid, pidfd: pidfd}
+	h := &holding{pid: w.Pid, pidfd: pidfd, tty: w.GetEnvelope().GetTty()}
+	if c.witness.held == nil {
+		c.witness.held = map[string]*holding{}
+	}
+	c.witness.held[w.Id] = h
+	if h.tty {
+		h.files = c.exchangeTerminal(w.Id, nil)
+		return
+	}
 	dir := filepath.Join(c.dir, "workloads", w.Id)
 	for _, name := range []string{"stdout", "stderr"} {
 		if fd, err := unix.Open(filepath.Join(dir, name), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err == nil {
 			h.files = append(h.files, os.NewFile(uintptr(fd), name))
 		}
 	}
-	if c.witness.held == nil {
-		c.witness.held = map[string]*holding{}
+}
+
+// restore gives a new keeper the terminals that the last one had. It is called
+// with the first connection to it.
+func (c *Client) restore() {
+	c.witness.mu.Lock()
+	defer c.witness.mu.Unlock()
+	for id, h := range c.witness.held {
+		if h.tty && len(h.files) == 1 {
+			c.exchangeTerminal(id, h.files[0])
+		}
 	}
-	c.witness.held[w.Id] = h
+}
+
+// exchangeTerminal gets a workload's terminal from the keeper, or gives it
+// back. A keeper that has one keeps its own.
+func (c *Client) exchangeTerminal(id string, give *os.File) []*os.File {
+	conn, err := dial(c.dir, protocol.IOSocket, "unixpacket")
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	if conn.SetDeadline(time.Now().Add(10*time.Second)) != nil {
+		return nil
+	}
+	req := &protocol.IORequest{Id: id, Hold: give == nil, Restore: give != nil}
+	data, err := proto.Marshal(req)
+	if err != nil {
+		return nil
+	}
+	var oob []byte
+	if give != nil {
+		oob = unix.UnixRights(int(give.Fd()))
+	}
+	if _, _, err := conn.WriteMsgUnix(data, oob, nil); err != nil {
+		return nil
+	}
+	_, files, err := receive(conn)
+	if err != nil {
+		return nil
+	}
+	return files
 }
 
 // settle tells the keeper how a workload ended that it could not see.

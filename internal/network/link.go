@@ -244,66 +244,91 @@ func (n *Network) link(l lease) error {
 	if err := n.kernel.LinkAdd(veth); err != nil {
 		return fmt.Errorf("add link %s: %w", name, err)
 	}
-	if err := n.configurePodEnd(inside, l.IP); err != nil {
+	eth0, err := n.configurePodEnd(inside, l.IP)
+	if err != nil {
 		return err
 	}
-	return n.configureMachineEnd(name, l.IP)
+	port, err := n.configureMachineEnd(name, l.IP)
+	if err != nil {
+		return err
+	}
+	return errors.Join(waitUp(inside, eth0), waitUp(n.kernel, port), waitUp(n.kernel, n.bridge))
 }
 
-func (n *Network) configurePodEnd(inside *netlink.Handle, ip netip.Addr) error {
+// waitUp waits until a link that has been set up takes packets. The kernel
+// gets round to that a little later, except that newer ones (6.13) do it at
+// once for whoever asks.
+func waitUp(kernel *netlink.Handle, index int) error {
+	for start := time.Now(); ; time.Sleep(200 * time.Microsecond) {
+		link, err := kernel.LinkByIndex(index)
+		if err != nil {
+			return fmt.Errorf("look whether link %d is up: %w", index, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Since(start) > grace {
+			return fmt.Errorf("link %s does not come up: it is %s", link.Attrs().Name, link.Attrs().OperState)
+		}
+	}
+}
+
+// configurePodEnd returns the index of the pod's end of the link.
+func (n *Network) configurePodEnd(inside *netlink.Handle, ip netip.Addr) (int, error) {
 	lo, err := inside.LinkByName("lo")
 	if err == nil {
 		err = inside.LinkSetUp(lo)
 	}
 	if err != nil {
-		return fmt.Errorf("set lo of the pod up: %w", err)
+		return 0, fmt.Errorf("set lo of the pod up: %w", err)
 	}
 	eth0, err := inside.LinkByName("eth0")
 	if err != nil {
-		return fmt.Errorf("find eth0 of the pod: %w", err)
+		return 0, fmt.Errorf("find eth0 of the pod: %w", err)
 	}
 	index := eth0.Attrs().Index
 	if err := inside.AddrAdd(eth0, &netlink.Addr{IPNet: ipNet(single(ip))}); err != nil {
-		return fmt.Errorf("give %s to the pod: %w", ip, err)
+		return 0, fmt.Errorf("give %s to the pod: %w", ip, err)
 	}
 	if err := inside.LinkSetUp(eth0); err != nil {
-		return fmt.Errorf("set eth0 of the pod up: %w", err)
+		return 0, fmt.Errorf("set eth0 of the pod up: %w", err)
 	}
 	if err := inside.NeighSet(&netlink.Neigh{
 		LinkIndex: index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
 		IP: n.cfg.Local.AsSlice(), HardwareAddr: hardwareAddr(n.cfg.Local),
 	}); err != nil {
-		return fmt.Errorf("tell the pod of its neighbour %s: %w", n.cfg.Local, err)
+		return 0, fmt.Errorf("tell the pod of its neighbour %s: %w", n.cfg.Local, err)
 	}
 	if err := inside.RouteAdd(&netlink.Route{
 		LinkIndex: index, Gw: n.cfg.Local.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
 	}); err != nil {
-		return fmt.Errorf("give the pod its default route: %w", err)
+		return 0, fmt.Errorf("give the pod its default route: %w", err)
 	}
-	return nil
+	return index, nil
 }
 
-func (n *Network) configureMachineEnd(name string, ip netip.Addr) error {
+// configureMachineEnd returns the index of the machine's end of the link.
+func (n *Network) configureMachineEnd(name string, ip netip.Addr) (int, error) {
 	link, err := n.kernel.LinkByName(name)
 	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
+		return 0, fmt.Errorf("find link %s: %w", name, err)
 	}
 	index, mac := link.Attrs().Index, net.HardwareAddr(hardwareAddr(ip))
 	if err := n.kernel.NeighSet(&netlink.Neigh{
 		LinkIndex: n.bridge, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
 		IP: ip.AsSlice(), HardwareAddr: mac,
 	}); err != nil {
-		return fmt.Errorf("note neighbour %s: %w", ip, err)
+		return 0, fmt.Errorf("note neighbour %s: %w", ip, err)
 	}
 	if err := n.kernel.NeighSet(&netlink.Neigh{
 		LinkIndex: index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP, HardwareAddr: mac,
 	}); err != nil {
-		return fmt.Errorf("note %s behind link %s: %w", mac, name, err)
+		return 0, fmt.Errorf("note %s behind link %s: %w", mac, name, err)
 	}
 	if err := setPortUp(index); err != nil {
-		return fmt.Errorf("set link %s up: %w", name, err)
+		return 0, fmt.Errorf("set link %s up: %w", name, err)
 	}
-	return nil
+	return index, nil
 }
 
 // setPortUp configures a port of the bridge and sets it up, in one message.

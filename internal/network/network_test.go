@@ -174,8 +174,8 @@ func machine(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return run(t, "nft", "list", "ruleset") + run(t, "ip", "-o", "link") + run(t, "ip", "-o", "addr") +
-		run(t, "ip", "route", "show", "table", "all") + run(t, "ip", "neigh") +
+	return run(t, "nft", "list", "ruleset") + run(t, "ip", "-o", "link") + run(t, "ip", "-4", "-o", "addr") +
+		run(t, "ip", "-4", "route", "show", "table", "all") + run(t, "ip", "-4", "neigh") +
 		run(t, "sh", "-c", "sysctl -a 2>/dev/null | grep -E '^net.ipv4.(ip_forward|conf)'") + string(mounts)
 }
 
@@ -468,6 +468,29 @@ func TestRefusals(t *testing.T) {
 	}
 	if list, _ := n.List(t.Context()); len(list) != 1 {
 		t.Errorf("list: %v", list)
+	}
+}
+
+// TestAtOnce sends one packet to a pod that has just been attached: nothing
+// repeats it if it is lost.
+func TestAtOnce(t *testing.T) {
+	n := fresh(t)
+	c, err := net.ListenPacket("udp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for i := range 30 {
+		a := attach(t, n, fmt.Sprint("pod", i))
+		_, _ = c.WriteTo([]byte("?"), &net.UDPAddr{IP: a.IPs[0].AsSlice(), Port: 9})
+		// Nobody listens: the pod's kernel says so.
+		var stats string
+		for start := time.Now(); !strings.Contains(stats, " 1 "); {
+			stats = run(t, "nsenter", "--net="+a.NetNS, "sh", "-c", "grep ^Udp: /proc/net/snmp | tail -n1 | cut -d' ' -f3 | sed 's/.*/ & /'")
+			if time.Since(start) > time.Second {
+				t.Fatalf("pod %d: the packet is lost", i)
+			}
+		}
 	}
 }
 

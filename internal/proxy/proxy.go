@@ -1,7 +1,7 @@
 // Package proxy makes Services reachable on this machine: upstream's nftables
-// proxier, fed by informers of its own. It writes the nftables tables
-// "kube-proxy" of the network namespace of the process and nothing else;
-// package network sets what the kernel needs to route.
+// proxier, fed by informers of its own. It writes the nftables table
+// "kube-proxy" of the network namespace of the process, and relays TCP node
+// ports on 127.0.0.1; package network sets what the kernel needs to route.
 package proxy
 
 import (
@@ -82,6 +82,18 @@ func Supported() error {
 	return nil
 }
 
+// ensureTable makes the table, empty, if it is not there: upstream lists it
+// before it makes it, and takes its absence for an error.
+func ensureTable(ctx context.Context) error {
+	nft, err := knftables.New(knftables.IPv4Family, "kube-proxy")
+	if err != nil {
+		return err
+	}
+	tx := nft.NewTransaction()
+	tx.Add(&knftables.Table{})
+	return nft.Run(ctx, tx)
+}
+
 // Run proxies Services until ctx ends. The rules stay when it returns, and so
 // do connections: the next Run takes them over. Upstream's loop that writes
 // rules cannot be stopped; it idles after Run has returned, so Run is for
@@ -101,6 +113,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	scheme := runtime.NewScheme()
 	if err := v1.AddToScheme(scheme); err != nil {
 		return err
+	}
+	if err := ensureTable(ctx); err != nil {
+		return fmt.Errorf("proxy Services: %w", err)
 	}
 	metrics.RegisterMetrics(kubeproxyconfig.ProxyModeNFTables)
 	node := &ownNode{}
@@ -139,7 +154,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 	serviceConfig := proxyconfig.NewServiceConfig(ctx, services.Core().V1().Services(), 0)
 	slices := p.informers(func(o *metav1.ListOptions) { o.LabelSelector = "!" + v1.IsHeadlessService })
 	sliceConfig := proxyconfig.NewEndpointSliceConfig(ctx, slices.Discovery().V1().EndpointSlices(), 0)
+	local := newLoopback(ctx, p.cfg.NodeIP, p.cfg.Log)
+	defer local.close()
 	serviceConfig.RegisterEventHandler(proxier)
+	serviceConfig.RegisterEventHandler(local)
 	sliceConfig.RegisterEventHandler(proxier)
 
 	var group sync.WaitGroup

@@ -227,6 +227,7 @@ func testServices(t *testing.T) {
 		"NodePort from outside":      {away, "192.0.2.1:30080"},
 		"NodePort from the machine":  {here, "192.0.2.1:30080"},
 		"NodePort from a pod":        {client.NetNS, "192.0.2.1:30080"},
+		"NodePort on loopback":       {here, "127.0.0.1:30080"},
 	} {
 		if seen := servers(t, call.ns, call.addr); seen["one"] == 0 || seen["two"] == 0 {
 			t.Errorf("%s: %v", what, seen)
@@ -258,9 +259,8 @@ func testServices(t *testing.T) {
 			t.Errorf("%s is not refused at once", addr)
 		}
 	}
-	// Upstream leaves loopback out: route_localnet would be needed on every link.
-	if !refused(here, "127.0.0.1:30080") {
-		t.Error("NodePort on loopback answers")
+	if _, _, err := ask(here, "127.0.0.1:30081"); err == nil {
+		t.Error("a node port without endpoints answers on loopback")
 	}
 
 	// A change is in place soon after its event.
@@ -279,6 +279,7 @@ func testServices(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "a Service goes", func() bool { _, _, err := ask(away, "192.0.2.1:30080"); return err != nil })
+	eventually(t, "it goes from loopback", func() bool { return refused(here, "127.0.0.1:30080") })
 }
 
 func TestSupported(t *testing.T) {

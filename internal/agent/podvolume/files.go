@@ -317,6 +317,10 @@ func (c *collection) note(k key, object metav1.Object, err error, immutable bool
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if other, ok := c.versions[k]; ok && other != version {
+		// Two volumes have read two versions: any news makes them agree.
+		version = "several"
+	}
 	c.versions[k] = version
 }
 
@@ -335,8 +339,9 @@ func (c *collection) token(ctx context.Context, source *v1.ServiceAccountTokenPr
 		return "", err
 	}
 	// At four fifths of its life, not all at once, and daily in any case.
-	life := min(request.Status.ExpirationTimestamp.Sub(issued)*8/10, 24*time.Hour)
-	renew := issued.Add(life - rand.N(max(life/20, 1)))
+	// A clock that is wrong must not make this a loop.
+	life := max(min(request.Status.ExpirationTimestamp.Sub(issued)*8/10, 24*time.Hour), time.Second/2)
+	renew := issued.Add(life - rand.N(life/20))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tokens[k] = token{request.Status.Token, renew}

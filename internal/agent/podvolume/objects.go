@@ -69,6 +69,7 @@ type objects struct {
 
 type objectWatch struct {
 	pods   map[types.UID]string // the version each has
+	latest *string              // the version last heard of, nil before any
 	cancel context.CancelFunc
 }
 
@@ -146,6 +147,10 @@ func (o *objects) use(pod types.UID, versions map[key]string) {
 			o.watches[k] = w
 			go o.watch(ctx, k, w)
 		}
+		if _, ok := w.pods[pod]; !ok && w.latest != nil && *w.latest != version {
+			// The others were told between this pod's reading and now.
+			go o.changed(pod, k)
+		}
 		w.pods[pod] = version
 	}
 }
@@ -208,6 +213,7 @@ func (o *objects) deliver(ctx context.Context, k key, w *objectWatch, events wat
 				version = ""
 			}
 			o.mu.Lock()
+			w.latest = &version
 			var stale []types.UID
 			for pod, has := range w.pods {
 				if has != version {

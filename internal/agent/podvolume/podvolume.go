@@ -211,12 +211,12 @@ func (m *Manager) Remove(ctx context.Context, uid types.UID) error {
 	}
 	dir := m.layout.Pod(string(uid))
 	var errs []error
-	for _, below := range []string{"volume-subpaths", "volumes", "etc", "termination"} {
+	for _, below := range []string{"volume-subpaths", "volumes"} {
 		errs = append(errs, volume.Remove(filepath.Join(dir, below)))
 	}
-	// Nothing is ever mounted in here.
-	if err := os.RemoveAll(m.layout.MemoryPod(string(uid))); err != nil {
-		errs = append(errs, err)
+	// Nothing is ever mounted in these.
+	for _, plain := range []string{filepath.Join(dir, "etc"), filepath.Join(dir, "termination"), m.layout.MemoryPod(string(uid))} {
+		errs = append(errs, os.RemoveAll(plain))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove volumes of pod %s: %w", uid, err)

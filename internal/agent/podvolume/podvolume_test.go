@@ -213,6 +213,17 @@ func TestFilesFollowTheirObjects(t *testing.T) {
 	eventually(t, "the new object is seen", func() bool { return read("configMap", "later", "b") == "came" })
 	eventually(t, "the token is renewed", func() bool { return read("projected", "token", "token") == "token-3" })
 
+	// A pod that read an old version while the others were told of the new.
+	late := testPod(pod.Spec.Volumes[0])
+	late.UID = "uid-2"
+	must(t, m.Prepare(t.Context(), late))
+	m.objects.forget("uid-2")
+	file := filepath.Join(m.layout.MemoryPod("uid-2"), "configMap", "cm", "..data", "a")
+	must(t, os.WriteFile(file, []byte("stale"), 0o600))
+	m.objects.use("uid-2", map[key]string{{false, "ns", "cm"}: "1"})
+	eventually(t, "the late pod is told as well", func() bool { b, _ := os.ReadFile(file); return string(b) != "stale" })
+	must(t, m.Remove(t.Context(), "uid-2"))
+
 	must(t, client.CoreV1().ConfigMaps("ns").Delete(t.Context(), "cm", metav1.DeleteOptions{}))
 	must(t, client.CoreV1().ConfigMaps("ns").Delete(t.Context(), "later", metav1.DeleteOptions{}))
 	eventually(t, "the optional object is gone", func() bool { return read("configMap", "later", "b") == "" })

@@ -58,9 +58,7 @@ type Config struct {
 // Server answers on the kubelet port.
 type Server struct {
 	cfg     Config
-	auth    *auth
 	handler http.Handler
-	started time.Time
 }
 
 // New returns a Server that does not listen yet.
@@ -72,7 +70,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, auth: a, started: time.Now()}
+	s := &Server{cfg: cfg}
 	s.handler = a.wrap(s.routes())
 	return s, nil
 }

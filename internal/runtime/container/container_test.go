@@ -101,7 +101,7 @@ func newMachine(t testing.TB) *machine {
 		defer cancel()
 		if t.Failed() {
 			log, _ := os.ReadFile(filepath.Join(dir, "keeper", "keeper.log"))
-			t.Logf("keeper's log:\n%s", log)
+			t.Logf("the end of the keeper's log:\n%s", log[max(0, len(log)-4000):])
 		} else if left, err := mount.Below(filepath.Join(dir, "pods")); err != nil || len(left) > 0 {
 			t.Errorf("mounts are left after closing: %q %v", left, err)
 		}

@@ -346,7 +346,7 @@ func limits(r runtime.Resources) cgroup.Limits {
 // runPause starts the pod's init: the keeper's own program in another life, on
 // a root that holds nothing else.
 func (r *Runtime) runPause(ctx context.Context, pod runtime.Pod) (*protocol.Workload, error) {
-	binary, err := r.Keeper.Binary(ctx)
+	info, err := r.Keeper.Info(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -371,7 +371,7 @@ func (r *Runtime) runPause(ctx context.Context, pod runtime.Pod) (*protocol.Work
 	s.Mounts = []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755", "size=64k"}},
-		{Destination: "/init", Type: "bind", Source: binary, Options: []string{"rbind", "rprivate", "ro"}},
+		{Destination: "/init", Type: "bind", Source: info.Binary, Options: []string{"rbind", "rprivate", "ro"}},
 	}
 	data, err := json.Marshal(s)
 	if err != nil {

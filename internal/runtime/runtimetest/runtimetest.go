@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -65,7 +66,7 @@ func Run(t *testing.T, make func(t *testing.T) (rt runtime.Runtime, layer string
 
 // Bench is one pod, open, to try things in.
 type Bench struct {
-	*testing.T
+	testing.TB
 	Runtime runtime.Runtime
 	Layer   string
 	Pod     runtime.Pod
@@ -74,15 +75,15 @@ type Bench struct {
 }
 
 // NewBench opens a pod that is closed when the test ends.
-func NewBench(t *testing.T, rt runtime.Runtime, layer string) *Bench {
+func NewBench(t testing.TB, rt runtime.Runtime, layer string) *Bench {
 	return NewBenchWith(t, rt, layer, runtime.Pod{})
 }
 
 // NewBenchWith opens the given pod, under a name of its own.
-func NewBenchWith(t *testing.T, rt runtime.Runtime, layer string, pod runtime.Pod) *Bench {
+func NewBenchWith(t testing.TB, rt runtime.Runtime, layer string, pod runtime.Pod) *Bench {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	b := &Bench{T: t, Runtime: rt, Layer: layer, Ctx: ctx, dir: t.TempDir()}
+	b := &Bench{TB: t, Runtime: rt, Layer: layer, Ctx: ctx, dir: t.TempDir()}
 	pod.ID = strings.ToLower(rand.Text())
 	pod.Cgroup = "burstable/pod" + pod.ID
 	if pod.Hostname == "" {
@@ -91,7 +92,7 @@ func NewBenchWith(t *testing.T, rt runtime.Runtime, layer string, pod runtime.Po
 	b.Pod = pod
 	t.Cleanup(func() {
 		defer cancel()
-		if err := rt.Close(ctx, pod.ID); err != nil {
+		if err := b.Runtime.Close(ctx, pod.ID); err != nil {
 			t.Error(err)
 		}
 	})
@@ -117,6 +118,15 @@ func (b *Bench) Workload(name, script string) runtime.Workload {
 		Seccomp:      "default",
 		StopSignal:   syscall.SIGTERM,
 	}
+}
+
+// Show returns a status in full, which its embedded ID would hide.
+func Show(s runtime.Status) string {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err.Error()
+	}
+	return string(data)
 }
 
 // Start starts a workload or fails the test.
@@ -150,7 +160,7 @@ func (b *Bench) Await(id runtime.ID, wanted func(runtime.Status) bool) runtime.S
 			}
 		}
 	}
-	b.Fatalf("%s did not come to be as wanted: %+v", id, b.Find(id))
+	b.Fatalf("%s did not come to be as wanted: %s", id, Show(b.Find(id)))
 	return runtime.Status{}
 }
 
@@ -227,7 +237,7 @@ func exitCodes(b *Bench) {
 		s = b.Wait(w.ID)
 		b.equal(script, s.ExitCode, code)
 		if s.FinishedAt.Before(s.StartedAt) || s.Unknown || s.OOMKilled {
-			b.Errorf("status: %+v", s)
+			b.Errorf("status: %s", Show(s))
 		}
 	}
 }
@@ -441,7 +451,7 @@ func outOfMemory(b *Bench) {
 	b.Start(w)
 	s := b.Wait(w.ID)
 	if !s.OOMKilled || s.ExitCode != 137 {
-		b.Errorf("status %+v", s)
+		b.Errorf("status %s", Show(s))
 	}
 }
 
@@ -621,7 +631,7 @@ func attachTerminal(b *Bench) {
 }
 
 func sharePID(b *Bench) {
-	shared := NewBenchWith(b.T, b.Runtime, b.Layer, runtime.Pod{SharePID: true})
+	shared := NewBenchWith(b.TB, b.Runtime, b.Layer, runtime.Pod{SharePID: true})
 	one := shared.Workload("one", "sleep 1234")
 	shared.Start(one)
 	two := shared.Workload("two", "ps; echo mine $$; sleep 5678 & kill -9 $$")
@@ -691,7 +701,7 @@ func watch(b *Bench) {
 				continue
 			}
 			if s.Labels["some.dev/label"] != "value" || s.Log != w.Log || s.StopSignal != w.StopSignal {
-				b.Errorf("status %+v", s)
+				b.Errorf("status %s", Show(s))
 			}
 			if exited = s.State == runtime.Exited; exited {
 				b.equal("code", s.ExitCode, 4)

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -114,10 +115,22 @@ func Cable(t testing.TB, path, name, here, there string) {
 		}
 		return errors.Join(netlink.AddrAdd(link, a), netlink.LinkSetUp(link))
 	}
+	// The kernel connects the ends a little after both are up.
+	connected := func() error {
+		for start := time.Now(); time.Since(start) < 10*time.Second; time.Sleep(time.Millisecond) {
+			if link, err := netlink.LinkByName(name); err != nil || link.Attrs().OperState == netlink.OperUp {
+				return err
+			}
+		}
+		return fmt.Errorf("link %s does not come up", name)
+	}
 	if err := up(here); err != nil {
 		t.Fatal(err)
 	}
-	Do(t, path, func() error { return up(there) })
+	Do(t, path, func() error { return errors.Join(up(there), connected()) })
+	if err := connected(); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if link, err := netlink.LinkByName(name); err == nil {
 			_ = netlink.LinkDel(link)

@@ -1,0 +1,91 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"tutti.dev/tutti/internal/agent/pod"
+	"tutti.dev/tutti/internal/agent/serve"
+	"tutti.dev/tutti/internal/runtime"
+)
+
+// serve answers on the kubelet's port until ctx ends.
+func (a *Agent) serve(ctx context.Context) error {
+	ca, err := os.ReadFile(a.ClientCAFile)
+	if err != nil {
+		return fmt.Errorf("read the authority of the kubelet endpoints' clients: %w", err)
+	}
+	s, err := serve.New(serve.Config{
+		NodeName: a.NodeName, Pods: a, Runtime: a.Runtimes[""], Dir: a.DataDir, ClientCA: ca, Client: a.client, Log: a.log,
+		Certificate: func() (*tls.Certificate, error) {
+			c, err := tls.LoadX509KeyPair(a.CertFile, a.KeyFile)
+			return &c, err
+		},
+	})
+	if err != nil {
+		return err
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", ":"+strconv.Itoa(a.Port))
+	if err != nil {
+		return fmt.Errorf("listen for the kubelet endpoints: %w", err)
+	}
+	return s.Serve(ctx, l)
+}
+
+// Pods are the pods of this node, with their status as it is here.
+func (a *Agent) Pods() []*v1.Pod {
+	var list []*v1.Pod
+	for _, x := range a.all() {
+		if p := x.desired(); p.Name != "" {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// Find returns the newest run of a container, or runtime.ErrNotFound.
+func (a *Agent) Find(uid types.UID, container string) (runtime.Status, error) {
+	a.mu.Lock()
+	x := a.actors[string(uid)]
+	a.mu.Unlock()
+	if x == nil {
+		return runtime.Status{}, fmt.Errorf("pod %s: %w", uid, runtime.ErrNotFound)
+	}
+	runs := slices.DeleteFunc(x.runs(), func(r pod.Run) bool { return r.Name != container })
+	if len(runs) == 0 {
+		return runtime.Status{}, fmt.Errorf("container %s of pod %s: %w", container, uid, runtime.ErrNotFound)
+	}
+	return slices.MaxFunc(runs, func(a, b pod.Run) int { return a.Attempt - b.Attempt }).Status, nil
+}
+
+// NetNS is the path of the pod's network namespace, "" for the machine's.
+func (a *Agent) NetNS(uid types.UID) string {
+	a.mu.Lock()
+	x := a.actors[string(uid)]
+	a.mu.Unlock()
+	if x == nil {
+		return ""
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.netns
+}
+
+// all are the actors there are now.
+func (a *Agent) all() []*actor {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	list := make([]*actor, 0, len(a.actors))
+	for _, x := range a.actors {
+		list = append(list, x)
+	}
+	return list
+}

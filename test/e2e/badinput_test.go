@@ -1,0 +1,186 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"tutti.dev/tutti/test/e2e/machine"
+)
+
+// complains checks that a command failed as a good command does: with the
+// exit status for it and one line that names the thing.
+func complains(t *testing.T, r machine.Result, code int, about string) {
+	t.Helper()
+	if r.Code != code {
+		t.Errorf("want exit %d: %v", code, r)
+	}
+	if text := strings.TrimSpace(r.Stderr); text == "" || strings.Contains(text, "\n") {
+		t.Errorf("want one line on standard error: %v", r)
+	}
+	if !regexp.MustCompile("(?i)" + about).MatchString(r.Stderr) {
+		t.Errorf("want something about %q: %v", about, r)
+	}
+}
+
+// nothingRuns checks that a failed start left no process behind.
+func nothingRuns(n node) {
+	n.t.Helper()
+	n.until("nothing running", func() (bool, string) {
+		processes, err := n.Processes()
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		var names []string
+		for _, p := range processes {
+			names = append(names, strings.Join(p.Args, " "))
+		}
+		return len(names) == 0, strings.Join(names, ", ")
+	})
+}
+
+func TestMisuse(t *testing.T) {
+	n := empty(t)
+	for _, c := range []struct {
+		name  string
+		args  []string
+		about string
+	}{
+		{"unknown command", []string{"upp"}, "upp"},
+		{"unknown flag", []string{"up", "--no-such-flag"}, "no-such-flag"},
+		{"flag without value", []string{"up", "--data-dir"}, "data-dir"},
+		{"missing argument", []string{"down"}, "."},
+		{"unknown output", []string{"status", "-o", "xml"}, "xml"},
+	} {
+		t.Run(c.name, func(t *testing.T) { complains(t, n.Tutti(c.args...), 2, c.about) })
+	}
+	t.Run("no such path", func(t *testing.T) { complains(t, n.Tutti("up", "/no/such/app"), 1, "/no/such/app") })
+	nothingRuns(n)
+}
+
+func TestNotRoot(t *testing.T) {
+	n := empty(t)
+	complains(t, n.Run(time.Minute, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", n.Binary(), "up"), 1, "root")
+	nothingRuns(n)
+}
+
+func TestPortTaken(t *testing.T) {
+	n := empty(t)
+	l, err := n.Listen("tcp", "127.0.0.1:6443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	complains(t, n.Tutti("up"), 1, "6443")
+	nothingRuns(n)
+	l.Close()
+	if err := n.Up(); err != nil {
+		t.Errorf("with the port free again: %v", err)
+	}
+}
+
+func TestDiskFull(t *testing.T) {
+	n := empty(t)
+	n.ok(n.Run(time.Minute, "sh", "-c", `mkdir "$TUTTI_DATA_DIR" && mount -t tmpfs -o size=4m tmpfs "$TUTTI_DATA_DIR"`))
+	complains(t, n.Tutti("up"), 1, "space|full")
+	nothingRuns(n)
+}
+
+func TestTwoOnOneDataDirectory(t *testing.T) {
+	n := running(t)
+	server, err := n.Server()
+	if err != nil {
+		t.Fatal(err)
+	}
+	complains(t, n.Tutti("server"), 1, regexp.QuoteMeta(n.Dir))
+	if !server.Running() {
+		t.Error("the second server ended the first")
+	}
+	n.ok(n.Tutti("up")) // up is content with what runs
+	if again, err := n.Server(); err != nil || again.PID != server.PID {
+		t.Errorf("up replaced the server: %v %v", again, err)
+	}
+}
+
+func TestWrongManifest(t *testing.T) {
+	n := shared(t)
+	for _, c := range []struct{ name, yaml, about string }{
+		{"wrong field", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\nspec:\n  replcas: 2\n  selector: {matchLabels: {a: b}}\n  template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: 'busybox:1'}]}}\n", "replcas"},
+		{"wrong value", "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec:\n  containers: [{name: c, image: 'busybox:1', ports: [{containerPort: 99999999}]}]\n", "port"},
+		{"unknown kind", "apiVersion: v1\nkind: Pood\nmetadata: {name: x}\n", "Pood"},
+		{"no YAML", "a: [b\n", "app.yaml"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := node{n.Machine, t}
+			file := filepath.Join(t.TempDir(), "app.yaml")
+			if err := os.WriteFile(file, []byte(c.yaml), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			complains(t, n.Tutti("up", file), 1, c.about)
+			if left := n.Kubectl("get", "deployments,pods", "-n", "default", "-o", "name").Stdout; left != "" {
+				t.Errorf("half-done: %s", left)
+			}
+		})
+	}
+}
+
+func TestWrongImage(t *testing.T) {
+	n := shared(t)
+	file := filepath.Join(t.TempDir(), "image.tar")
+	if err := os.WriteFile(file, []byte("this is no archive"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	complains(t, n.Tutti("image", "load", file), 1, regexp.QuoteMeta(file))
+	complains(t, n.Tutti("image", "load", file+".gone"), 1, regexp.QuoteMeta(file+".gone"))
+	complains(t, n.Tutti("image", "rm", "nobody/nothing:1"), 1, "nobody/nothing:1")
+}
+
+func TestCorruptData(t *testing.T) {
+	n := running(t)
+	n.ok(n.Tutti("stop"))
+	nothingRuns(n)
+	db := filepath.Join(n.Dir, "etcd/member/snap/db")
+	good, err := os.ReadFile(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := make([]byte, len(good))
+	for i := range bad {
+		bad[i] = byte(i * 7)
+	}
+	if err := os.WriteFile(db, bad, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	complains(t, n.Tutti("up"), 1, regexp.QuoteMeta(filepath.Join(n.Dir, "etcd")))
+	nothingRuns(n)
+	if err := os.WriteFile(db, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Up(); err != nil {
+		t.Errorf("with the data whole again: %v", err)
+	}
+}
+
+// An interrupted start can be repeated.
+func TestInterruptedStart(t *testing.T) {
+	n := empty(t)
+	for _, after := range []time.Duration{50 * time.Millisecond, 300 * time.Millisecond, time.Second, 2 * time.Second} {
+		ctx, cancel := context.WithTimeout(t.Context(), after)
+		machine.Finish(n.Command(ctx, n.Binary(), "server"), "")
+		cancel()
+		for _, find := range []func() (machine.Process, error){n.Server, n.Keeper} {
+			if p, err := find(); err == nil {
+				if err := p.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	n.explainFailure()
+	if err := n.Up(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,293 @@
+// Package machine makes throwaway machines for tests and benchmarks: each has
+// its own network, mounts, processes and data directory, a link to an outside
+// world, and runs the real bin/tutti. Several can run at once; nothing of
+// them outlives the program that made them, however it ends.
+package machine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The addresses of every machine and of the world outside it, joined by one
+// link.
+const (
+	IP        = "192.0.2.10"
+	OutsideIP = "192.0.2.1"
+)
+
+// Machine is one throwaway machine.
+type Machine struct {
+	// Dir is the data directory; it does not exist until tutti makes it.
+	Dir string
+	// Repo is the root of the repository, where bin/tutti is.
+	Repo string
+
+	temp    string
+	inside  *holder
+	outside *holder
+}
+
+// New makes a machine on which nothing runs yet.
+func New() (m *Machine, err error) {
+	repo, err := root()
+	if err != nil {
+		return nil, err
+	}
+	// A unix socket's path has room for 107 bytes: keep it short.
+	temp, err := os.MkdirTemp("", "tt")
+	if err != nil {
+		return nil, err
+	}
+	m = &Machine{Dir: filepath.Join(temp, "tutti"), Repo: repo, temp: temp}
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
+	if err := os.Chmod(temp, 0o755); err != nil {
+		return nil, err
+	}
+	if m.inside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
+		return nil, err
+	}
+	if m.outside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	link := fmt.Sprintf("ip link set lo up && ip link add eth0 type veth peer name world netns %d && "+
+		"ip addr add %s/24 dev eth0 && ip link set eth0 up", m.outside.pid(), IP)
+	// The process id of the other holder means nothing inside: make the link
+	// from the host's processes, in the machine's network.
+	steps := []*exec.Cmd{
+		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.inside.pid()), "--net", "sh", "-c", link),
+		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.outside.pid()), "--net", "sh", "-c",
+			"ip link set lo up && ip addr add "+OutsideIP+"/24 dev world && ip link set world up"),
+		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.inside.pid()), "--net", "ip", "route", "add", "default", "via", OutsideIP),
+	}
+	for _, c := range steps {
+		if out, err := c.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("link the machine: %s: %w", bytes.TrimSpace(out), err)
+		}
+	}
+	return m, nil
+}
+
+// root finds the directory of go.mod above the working directory.
+func root() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if data, err := os.ReadFile(filepath.Join(dir, "go.mod")); err == nil && bytes.HasPrefix(data, []byte("module tutti.dev/tutti\n")) {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", errors.New("not inside the repository of tutti")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// Binary is the tutti under test.
+func (m *Machine) Binary() string { return filepath.Join(m.Repo, "bin", "tutti") }
+
+// Command prepares a program to run on the machine, in the repository's root,
+// with the data directory in its environment. It is killed when ctx ends.
+func (m *Machine) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	return m.command(ctx, m.inside, name, args...)
+}
+
+func (m *Machine) command(ctx context.Context, h *holder, name string, args ...string) *exec.Cmd {
+	enter := []string{"--target", strconv.Itoa(h.pid()), "--net", "--mount", "--pid", "--wdns=" + m.Repo, name}
+	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	// A background process that keeps our pipes open is a defect to report,
+	// not a reason to hang.
+	cmd.WaitDelay = 5 * time.Second
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); name != "KUBECONFIG" && name != "TUTTI_DATA_DIR" && name != "HOME" {
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	cmd.Env = append(cmd.Env, "TUTTI_DATA_DIR="+m.Dir, "HOME="+m.temp)
+	return cmd
+}
+
+// Result is what a program left behind.
+type Result struct {
+	Args           []string
+	Stdout, Stderr string
+	Code           int   // exit status, -1 if it was killed or did not start
+	Err            error // nil if it exited 0
+	Took           time.Duration
+}
+
+// String is for messages of failed tests.
+func (r Result) String() string {
+	return fmt.Sprintf("%s: exit %d after %v: %v\n%s%s", strings.Join(r.Args, " "), r.Code, r.Took.Round(time.Millisecond), r.Err, r.Stdout, r.Stderr)
+}
+
+// Run runs a program on the machine to its end.
+func (m *Machine) Run(timeout time.Duration, name string, args ...string) Result {
+	return m.RunInput(timeout, "", name, args...)
+}
+
+// RunInput is Run with a standard input.
+func (m *Machine) RunInput(timeout time.Duration, input, name string, args ...string) Result {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return Finish(m.Command(ctx, name, args...), input)
+}
+
+// RunOutside runs a program in the world outside the machine.
+func (m *Machine) RunOutside(timeout time.Duration, name string, args ...string) Result {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return Finish(m.command(ctx, m.outside, name, args...), "")
+}
+
+// Finish runs a prepared command to its end.
+func Finish(cmd *exec.Cmd, input string) Result {
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if input != "" {
+		cmd.Stdin = strings.NewReader(input)
+	}
+	begin := time.Now()
+	err := cmd.Run()
+	r := Result{Args: cmd.Args, Stdout: stdout.String(), Stderr: stderr.String(), Err: err, Took: time.Since(begin), Code: -1}
+	if cmd.ProcessState != nil {
+		r.Code = cmd.ProcessState.ExitCode()
+	}
+	for i, a := range r.Args {
+		if strings.HasPrefix(a, "--wdns=") {
+			r.Args = r.Args[i+1:]
+			break
+		}
+	}
+	return r
+}
+
+// Tutti runs bin/tutti on the machine.
+func (m *Machine) Tutti(args ...string) Result {
+	return m.Run(3*time.Minute, m.Binary(), args...)
+}
+
+// Kubectl runs the embedded kubectl on the machine.
+func (m *Machine) Kubectl(args ...string) Result {
+	return m.Tutti(append([]string{"kubectl"}, args...)...)
+}
+
+// Apply gives a manifest to kubectl apply.
+func (m *Machine) Apply(manifest string) Result {
+	return m.RunInput(time.Minute, manifest, m.Binary(), "kubectl", "apply", "-f", "-")
+}
+
+// Up starts tutti and returns when it says that it is ready.
+func (m *Machine) Up() error {
+	if _, err := os.Stat(m.Binary()); err != nil {
+		return fmt.Errorf("there is no bin/tutti, run make build: %w", err)
+	}
+	if r := m.Tutti("up"); r.Err != nil {
+		return errors.New(r.String())
+	}
+	return nil
+}
+
+// Purge stops tutti and has it remove every trace.
+func (m *Machine) Purge() error {
+	if r := m.Tutti("stop", "--purge"); r.Err != nil {
+		return errors.New(r.String())
+	}
+	return nil
+}
+
+// Close ends everything on the machine at once and removes it.
+func (m *Machine) Close() error {
+	var errs []error
+	for _, h := range []*holder{m.inside, m.outside} {
+		if h != nil {
+			errs = append(errs, h.close())
+		}
+	}
+	errs = append(errs, m.removeCgroups(), os.RemoveAll(m.temp))
+	return errors.Join(errs...)
+}
+
+// Client speaks HTTP from the machine itself.
+func (m *Machine) Client() *http.Client { return client(m.inside) }
+
+// OutsideClient speaks HTTP from the world outside.
+func (m *Machine) OutsideClient() *http.Client { return client(m.outside) }
+
+func client(h *holder) *http.Client {
+	return &http.Client{
+		Timeout:   10 * time.Second,
+		Transport: &http.Transport{DialContext: h.dial, DisableKeepAlives: true},
+	}
+}
+
+// Dial opens a connection from the machine itself. The address is a number:
+// names would be asked of the host.
+func (m *Machine) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return m.inside.dial(ctx, network, address)
+}
+
+// dial opens the socket in the holder's network; where it was opened it stays.
+func (h *holder) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	var conn net.Conn
+	err := h.inNetwork(func() (err error) {
+		conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// Listen listens on the machine.
+func (m *Machine) Listen(network, address string) (net.Listener, error) {
+	var l net.Listener
+	err := m.inside.inNetwork(func() (err error) {
+		l, err = net.Listen(network, address)
+		return err
+	})
+	return l, err
+}
+
+// inNetwork calls f on a thread that is in the holder's network namespace.
+func (h *holder) inNetwork(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread ends with this goroutine.
+		runtime.LockOSThread()
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", h.pid()))
+		if err != nil {
+			done <- err
+			return
+		}
+		defer ns.Close()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter the machine's network: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}

@@ -1,0 +1,97 @@
+package e2e
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tutti.dev/tutti/test/e2e/machine"
+)
+
+// Whatever ran, stop --purge leaves the machine as it was.
+func TestPurgeLeavesNothing(t *testing.T) {
+	n := empty(t)
+	n.explainFailure()
+	before, err := n.State()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Up(); err != nil {
+		t.Fatal(err)
+	}
+	if err := importBusybox(n.Machine); err != nil {
+		t.Fatal(err)
+	}
+	ns := "purge"
+	n.kubectl("create", "namespace", ns)
+	n.kubectl("-n", ns, "wait", "--for=create", "serviceaccount/default", "--timeout=60s")
+	n.ok(n.Apply(fmt.Sprintf(`
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: %[1]s}
+spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data, namespace: %[1]s}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+---
+`, ns) + pod(ns, "web", restarting(one("command: [httpd, -f, -p, '8080', -h, /data]\nports: [{containerPort: 8080, hostPort: 18080}]\n"+
+		"volumeMounts: [{name: data, mountPath: /data}, {name: tmp, mountPath: /m}]"))+
+		"volumes: [{name: data, persistentVolumeClaim: {claimName: data}}, {name: tmp, emptyDir: {medium: Memory}}]\n") +
+		"---\n" + pod(ns, "deaf", restarting(one(`command: [sh, -c, "trap '' TERM; while :; do sleep 0.1; done"]`))+"shareProcessNamespace: true\n") +
+		"---\n" + pod(ns, "host", restarting(one("command: [sleep, '100000']\nsecurityContext: {privileged: true}"))+"hostNetwork: true\nhostPID: true\n")))
+	for _, p := range []string{"web", "deaf", "host"} {
+		n.wait(ns, "pod/"+p, "condition=Ready")
+	}
+	// What the comparison relies on can be seen at all.
+	during, err := n.State()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"process", "mount", "link", "nft", "setting", "cgroup", "data directory"} {
+		if !slices.ContainsFunc(machine.Left(before, during), func(l string) bool { return strings.HasPrefix(l, "+ "+kind) }) {
+			t.Errorf("a running machine shows no %s of its own", kind)
+		}
+	}
+	n.ok(n.Tutti("stop", "--purge"))
+	var after []string
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if after, err = n.State(); err != nil {
+			t.Fatal(err)
+		}
+		left := machine.Left(before, after)
+		if len(left) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the machine is not as it was:\n%s", strings.Join(left, "\n"))
+		}
+	}
+	n.ok(n.Tutti("stop", "--purge")) // nothing to do is no error
+}
+
+// Stop keeps the data and what is declared; up brings it back.
+func TestStopKeepsTheData(t *testing.T) {
+	n := running(t)
+	ns := "kept"
+	n.kubectl("create", "namespace", ns)
+	n.kubectl("-n", ns, "wait", "--for=create", "serviceaccount/default", "--timeout=60s")
+	n.ok(n.Apply(pod(ns, "box", restarting(one("command: [sleep, '100000']"))+"terminationGracePeriodSeconds: 0\n")))
+	n.wait(ns, "pod/box", "condition=Ready")
+	uid := n.field(ns, "pod/box", "{.metadata.uid}")
+	n.ok(n.Tutti("stop"))
+	nothingRuns(n)
+	if err := n.Up(); err != nil {
+		t.Fatal(err)
+	}
+	n.wait(ns, "pod/box", "condition=Ready")
+	if again := n.field(ns, "pod/box", "{.metadata.uid}"); again != uid {
+		t.Errorf("the pod is another one: %s, was %s", again, uid)
+	}
+	if out := n.kubectl("-n", ns, "exec", "box", "--", "echo", "here"); out != "here\n" {
+		t.Errorf("exec after a restart says %q", out)
+	}
+}
