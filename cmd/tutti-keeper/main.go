@@ -1,3 +1,5 @@
+//go:build cgo
+
 // Command tutti-keeper is the parent of every workload on its machine; see
 // internal/keeper/server. It serves the directory given by --dir. Its other
 // lives are not for people: "init" is libcontainer's first step inside a

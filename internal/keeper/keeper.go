@@ -157,20 +157,30 @@ func (c *Client) List(ctx context.Context) (all []*protocol.Workload, err error)
 // Watch delivers each workload that changes after it returned, until ctx ends
 // or the keeper is lost; then the channel is closed.
 func (c *Client) Watch(ctx context.Context) (<-chan *protocol.Workload, error) {
-	var stream protocol.Keeper_WatchClient
-	err := c.call(ctx, func(k protocol.KeeperClient) (err error) {
-		if stream, err = k.Watch(ctx, &protocol.WatchRequest{}); err != nil {
-			return err
-		}
-		_, err = stream.Recv() // it is subscribed
-		return err
-	})
-	if err != nil {
+	if _, err := c.Info(ctx); err != nil { // finds the keeper again, or a new one
 		return nil, err
+	}
+	// It has a connection of its own: closing that is the only way to tell
+	// the keeper that nobody listens any more.
+	socket, err := dial(c.dir, protocol.Socket, "unix")
+	if err != nil {
+		return nil, fmt.Errorf("connect to keeper: %w", err)
+	}
+	conn := ttrpc.NewClient(socket)
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	end := func() { stop(); conn.Close() }
+	stream, err := protocol.NewKeeperClient(conn).Watch(ctx, &protocol.WatchRequest{})
+	if err == nil {
+		_, err = stream.Recv() // it is subscribed
+	}
+	if err != nil {
+		end()
+		return nil, convert(err)
 	}
 	changes := make(chan *protocol.Workload)
 	go func() {
 		defer close(changes)
+		defer end()
 		for {
 			event, err := stream.Recv()
 			if err != nil {

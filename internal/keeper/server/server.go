@@ -1,3 +1,5 @@
+//go:build cgo
+
 // Package server is the keeper: a small process, parent of every workload on
 // its machine, that owns their exit codes and their output. It restarts
 // nothing and decides nothing. It outlives whoever uses it, and workloads
