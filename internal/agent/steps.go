@@ -198,16 +198,9 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	if err != nil {
 		return pod.ReasonCreate, err
 	}
-	img, err := x.a.Images.Get(ctx, c.Image)
-	if err != nil {
-		// Removed since it was got: it will be got again.
-		x.container(id, func(k *pod.Container) { k.Image = false })
-		return pod.ReasonCreate, fmt.Errorf("image %s: %w", c.Image, err)
-	}
-	layers, err := x.a.Images.Hold(ctx, img, x.uid)
-	if err != nil {
-		return pod.ReasonCreate, fmt.Errorf("hold image %s: %w", c.Image, err)
-	}
+	x.mu.Lock()
+	img := x.images[c.Name]
+	x.mu.Unlock()
 	args, vars, err := x.program(ctx, p, c, img.Config)
 	if err != nil {
 		return pod.ReasonConfig, err
@@ -217,7 +210,7 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 		return pod.ReasonConfig, err
 	}
 	w, err := translate.Workload(translate.Input{
-		Pod: p, Container: c, Attempt: id.Attempt, Image: img, ImageID: imageID(img), Layers: layers,
+		Pod: p, Container: c, Attempt: id.Attempt, Image: img.Image, ImageID: imageID(img.Image), Layers: img.layers,
 		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts,
 	}, x.a.machine)
 	if err != nil {
@@ -436,6 +429,9 @@ func (x *actor) remove(ctx context.Context, id runtime.ID) error {
 // API does not have it any more.
 func (x *actor) close(ctx context.Context) error {
 	p := x.pod()
+	if err := x.cancelOthers(ctx, key(pod.Close, runtime.ID{})); err != nil {
+		return err
+	}
 	if rt, err := x.runtime(); err == nil {
 		if err := rt.Close(ctx, x.uid); err != nil {
 			return fmt.Errorf("close: %w", err)
