@@ -38,6 +38,7 @@ const (
 // carryOut does one step and puts its outcome among what is observed.
 func (x *actor) carryOut(ctx context.Context, s pod.Step) {
 	log := x.a.log.With("pod", x.uid, "step", s.Do, "container", s.Container)
+	begun := time.Now()
 	var err error
 	switch s.Do {
 	case pod.OpenGround:
@@ -64,6 +65,7 @@ func (x *actor) carryOut(ctx context.Context, s pod.Step) {
 	case pod.Delete:
 		err = x.delete(ctx)
 	}
+	log.Debug("step taken", "took", time.Since(begun))
 	if err != nil && ctx.Err() == nil {
 		log.Error("step failed", "err", err)
 		// Steps without a fault of their own are decided again: not at once.
