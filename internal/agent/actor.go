@@ -12,8 +12,21 @@ import (
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 
 	"tutti.dev/tutti/internal/agent/pod"
+	"tutti.dev/tutti/internal/image"
 	"tutti.dev/tutti/internal/runtime"
 )
+
+// underway is a step that is being carried out.
+type underway struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// held is an image of one of the pod's containers.
+type held struct {
+	image.Image
+	layers []string
+}
 
 // actor brings one pod forward. Its loop is the only one that decides; steps
 // run on their own and report by change.
@@ -26,12 +39,12 @@ type actor struct {
 	done  chan struct{} // closed when the loop has ended
 	still chan struct{} // closed when the pod was halted and nothing runs
 
-	mu    sync.Mutex
-	o     pod.Observed
-	rt    runtime.Runtime
-	netns string // path of the pod\'s network namespace
-	// under way, by key of the step; the function cancels it.
-	steps map[string]context.CancelFunc
+	mu     sync.Mutex
+	o      pod.Observed
+	rt     runtime.Runtime
+	netns  string              // path of the pod\'s network namespace
+	steps  map[string]underway // by key of the step
+	images map[string]held     // by container
 
 	status statusWriter
 	halted func() // closes still, once
@@ -41,7 +54,7 @@ func newActor(a *Agent, p *v1.Pod, runs []pod.Run) *actor {
 	x := &actor{
 		a: a, uid: string(p.UID),
 		wake: make(chan struct{}, 1), done: make(chan struct{}), still: make(chan struct{}),
-		steps: map[string]context.CancelFunc{},
+		steps: map[string]underway{}, images: map[string]held{},
 		o: pod.Observed{
 			Pod: p, Prior: *p.Status.DeepCopy(),
 			Containers: map[string]pod.Container{},
@@ -159,6 +172,7 @@ func (x *actor) setRuns(list []runtime.Status) {
 		for i := range o.Runs {
 			if r := &o.Runs[i]; r.State == runtime.Running && !known[r.ID] {
 				r.State, r.Unknown, r.FinishedAt = runtime.Exited, true, time.Now()
+				x.a.Probes.Remove(r.ID)
 			}
 		}
 	})
@@ -271,7 +285,7 @@ func (x *actor) runs() []pod.Run {
 
 // begin carries a step out on its own, unless the same is under way.
 func (x *actor) begin(ctx context.Context, s pod.Step) {
-	key := string(s.Do) + " " + s.ID.String()
+	key := key(s.Do, s.ID)
 	ctx, cancel := context.WithCancel(ctx)
 	x.mu.Lock()
 	if _, ok := x.steps[key]; ok {
@@ -279,7 +293,8 @@ func (x *actor) begin(ctx context.Context, s pod.Step) {
 		cancel()
 		return
 	}
-	x.steps[key] = cancel
+	done := make(chan struct{})
+	x.steps[key] = underway{cancel, done}
 	if s.Do == pod.Start {
 		c := x.o.Containers[s.Container]
 		c.Starting = true
@@ -292,6 +307,7 @@ func (x *actor) begin(ctx context.Context, s pod.Step) {
 		x.mu.Lock()
 		delete(x.steps, key)
 		x.mu.Unlock()
+		close(done)
 		x.kick()
 	}()
 }
@@ -300,7 +316,31 @@ func (x *actor) begin(ctx context.Context, s pod.Step) {
 func (x *actor) cancel(do pod.Action, id runtime.ID) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if cancel := x.steps[string(do)+" "+id.String()]; cancel != nil {
-		cancel()
+	if u, ok := x.steps[key(do, id)]; ok {
+		u.cancel()
 	}
 }
+
+// cancelOthers ends every other step that is under way and waits for that:
+// what one of them still made would be left behind.
+func (x *actor) cancelOthers(ctx context.Context, but string) error {
+	x.mu.Lock()
+	var others []underway
+	for k, u := range x.steps {
+		if k != but {
+			u.cancel()
+			others = append(others, u)
+		}
+	}
+	x.mu.Unlock()
+	for _, u := range others {
+		select {
+		case <-u.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func key(do pod.Action, id runtime.ID) string { return string(do) + " " + id.String() }

@@ -72,6 +72,9 @@ func (g *gate) ask(p *v1.Pod, op lifecycle.Operation) *pod.Refusal {
 func (g *gate) resize(p *v1.Pod, node *v1.Node) *pod.Refusal {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.taken[string(p.UID)] == nil {
+		return nil
+	}
 	requests := resourcehelper.PodRequests(p, resourcehelper.PodResourcesOptions{})
 	for _, name := range []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory} {
 		want, has := requests[name], node.Status.Allocatable[name]

@@ -55,7 +55,7 @@ type Agent struct {
 	// ended are pods that are finished with here and not yet gone from the
 	// informer.
 	ended map[string]bool
-	// found are workloads of pods that have no actor (yet).
+	// found are workloads of pods that have no actor yet; nil once all have.
 	found map[string]*leftover
 	halt  *time.Duration
 }
@@ -315,6 +315,7 @@ func (a *Agent) adopt(ctx context.Context) {
 		}
 		gone(uid, namespace, name, grace)
 	}
+	a.found = nil
 	attached, err := a.Network.List(ctx)
 	if err != nil {
 		a.log.Warn("cannot list pods of the network", "err", err)
@@ -366,7 +367,7 @@ func (a *Agent) watchRuntime(ctx context.Context, rt runtime.Runtime, told func(
 func (a *Agent) setRun(rt runtime.Runtime, s runtime.Status) {
 	a.mu.Lock()
 	x := a.actors[s.Pod]
-	if x == nil && !a.ended[s.Pod] {
+	if x == nil && a.found != nil {
 		if a.found[s.Pod] == nil {
 			a.found[s.Pod] = &leftover{rt: rt, runs: map[runtime.ID]runtime.Status{}}
 		}

@@ -14,9 +14,11 @@ import (
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
+	clienttesting "k8s.io/client-go/testing"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 
 	"tutti.dev/tutti/internal/agent/pod"
@@ -273,6 +275,21 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	b := &bench{T: t, m: newMachine(), client: fake.NewClientset()}
+	// As in the API, writing the status changes nothing else.
+	b.client.PrependReactor("update", "pods", func(action clienttesting.Action) (bool, apiruntime.Object, error) {
+		update, ok := action.(clienttesting.UpdateAction)
+		if !ok || action.GetSubresource() != "status" {
+			return false, nil, nil
+		}
+		p := update.GetObject().(*v1.Pod)
+		stored, err := b.client.Tracker().Get(action.GetResource(), p.Namespace, p.Name)
+		if err != nil {
+			return true, nil, err
+		}
+		now := stored.DeepCopyObject().(*v1.Pod)
+		now.Status = p.Status
+		return true, now, b.client.Tracker().Update(action.GetResource(), now, p.Namespace)
+	})
 	b.start()
 	return b
 }

@@ -53,10 +53,14 @@ func (x *actor) getImage(ctx context.Context, s pod.Step) {
 			return
 		}
 	}
-	if _, err := x.a.Images.Hold(ctx, img, x.uid); err != nil {
+	layers, err := x.a.Images.Hold(ctx, img, x.uid)
+	if err != nil {
 		fail(pod.ReasonErrImagePull, fmt.Errorf("hold image %s: %w", c.Image, err), startFirst)
 		return
 	}
+	x.mu.Lock()
+	x.images[c.Name] = held{img, layers}
+	x.mu.Unlock()
 	x.container(s.ID, func(k *pod.Container) { k.Image, k.ImageID, k.Fault = true, imageID(img), nil })
 }
 

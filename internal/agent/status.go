@@ -95,6 +95,8 @@ func (w *statusWriter) write(ctx context.Context, s *v1.PodStatus) error {
 		return nil
 	}
 	p.Status = *s
+	begun := time.Now()
+	defer func() { w.x.a.log.Debug("status written", "pod", w.x.uid, "phase", s.Phase, "took", time.Since(begun)) }()
 	pods := w.x.a.client.CoreV1().Pods(p.Namespace)
 	got, err := pods.UpdateStatus(ctx, &p, metav1.UpdateOptions{})
 	switch {

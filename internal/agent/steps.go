@@ -38,6 +38,7 @@ const (
 // carryOut does one step and puts its outcome among what is observed.
 func (x *actor) carryOut(ctx context.Context, s pod.Step) {
 	log := x.a.log.With("pod", x.uid, "step", s.Do, "container", s.Container)
+	begun := time.Now()
 	var err error
 	switch s.Do {
 	case pod.OpenGround:
@@ -64,6 +65,7 @@ func (x *actor) carryOut(ctx context.Context, s pod.Step) {
 	case pod.Delete:
 		err = x.delete(ctx)
 	}
+	log.Debug("step taken", "took", time.Since(begun))
 	if err != nil && ctx.Err() == nil {
 		log.Error("step failed", "err", err)
 		// Steps without a fault of their own are decided again: not at once.
@@ -198,16 +200,9 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	if err != nil {
 		return pod.ReasonCreate, err
 	}
-	img, err := x.a.Images.Get(ctx, c.Image)
-	if err != nil {
-		// Removed since it was got: it will be got again.
-		x.container(id, func(k *pod.Container) { k.Image = false })
-		return pod.ReasonCreate, fmt.Errorf("image %s: %w", c.Image, err)
-	}
-	layers, err := x.a.Images.Hold(ctx, img, x.uid)
-	if err != nil {
-		return pod.ReasonCreate, fmt.Errorf("hold image %s: %w", c.Image, err)
-	}
+	x.mu.Lock()
+	img := x.images[c.Name]
+	x.mu.Unlock()
 	args, vars, err := x.program(ctx, p, c, img.Config)
 	if err != nil {
 		return pod.ReasonConfig, err
@@ -217,7 +212,7 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 		return pod.ReasonConfig, err
 	}
 	w, err := translate.Workload(translate.Input{
-		Pod: p, Container: c, Attempt: id.Attempt, Image: img, ImageID: imageID(img), Layers: layers,
+		Pod: p, Container: c, Attempt: id.Attempt, Image: img.Image, ImageID: imageID(img.Image), Layers: img.layers,
 		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts,
 	}, x.a.machine)
 	if err != nil {
@@ -436,6 +431,9 @@ func (x *actor) remove(ctx context.Context, id runtime.ID) error {
 // API does not have it any more.
 func (x *actor) close(ctx context.Context) error {
 	p := x.pod()
+	if err := x.cancelOthers(ctx, key(pod.Close, runtime.ID{})); err != nil {
+		return err
+	}
 	if rt, err := x.runtime(); err == nil {
 		if err := rt.Close(ctx, x.uid); err != nil {
 			return fmt.Errorf("close: %w", err)

@@ -48,10 +48,11 @@ func (d *decider) status() v1.PodStatus {
 	if len(pod.Spec.InitContainers) > 0 {
 		waiting = ReasonInitializing
 	}
-	s.ContainerStatuses = d.statuses(pod.Spec.Containers, waiting, false)
-	s.InitContainerStatuses = d.statuses(pod.Spec.InitContainers, waiting, true)
-	s.EphemeralContainerStatuses = d.statuses(ephemeral(pod), waiting, false)
-
+	if o.Refusal == nil { // else there will be no containers: clients show the reason
+		s.ContainerStatuses = d.statuses(pod.Spec.Containers, waiting, false)
+		s.InitContainerStatuses = d.statuses(pod.Spec.InitContainers, waiting, true)
+		s.EphemeralContainerStatuses = d.statuses(ephemeral(pod), waiting, false)
+	}
 	d.phase(&s)
 	d.conditions(&s)
 	normalize(pod, &s)

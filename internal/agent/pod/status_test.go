@@ -116,7 +116,7 @@ func TestStatus(t *testing.T) {
 		{"deleted, one never ran", newScene("", "a b").exited("a", 0, 0, 0).deleted(30), "Failed init; a terminated:Completed; b terminated:ContainerStatusUnknown"},
 		{"refused", newScene("", "main").with(func(o *Observed) {
 			o.Ground, o.Refusal = Part{}, &Refusal{Reason: "OutOfcpu", Message: "no"}
-		}), "Failed(OutOfcpu) init; main waiting:ContainerCreating"},
+		}), "Failed(OutOfcpu) init"},
 		{"deadline, still runs", newScene("", "main").running("main", 0).with(deadline(time.Second)), "Running ground init ready containers; main running ready"},
 		{"deadline", newScene("", "main").exited("main", 0, 143, 0).with(deadline(time.Second)), "Failed(DeadlineExceeded) init; main terminated:Error"},
 		{"terminal never reverts", newScene("", "main").exited("main", 0, 0, 0).with(func(o *Observed) {

@@ -46,31 +46,21 @@ func Cgroup(p *v1.Pod) string {
 	return path.Join("besteffort", name)
 }
 
-// PodResources limits a pod as a whole: CPU and memory are limited only when
-// every container, or the pod itself, is.
+// PodResources are those of a pod as a whole. CPU and memory are limited only
+// where the pod itself says so: the limits of its containers hold anyhow, and
+// can so be changed one by one.
 func PodResources(p *v1.Pod) runtime.Resources {
 	requests := resourcehelper.PodRequests(p, resourcehelper.PodResourcesOptions{})
-	cpu, memory := true, true
-	limits := resourcehelper.PodLimits(p, resourcehelper.PodResourcesOptions{
-		ContainerFn: func(l v1.ResourceList, _ resourcehelper.ContainerType) {
-			cpu = cpu && !l.Cpu().IsZero()
-			memory = memory && !l.Memory().IsZero()
-		},
-	})
-	if r := p.Spec.Resources; r != nil {
-		cpu = cpu || !r.Limits.Cpu().IsZero()
-		memory = memory || !r.Limits.Memory().IsZero()
-	}
 	r := runtime.Resources{CPUShares: minShares, HugePages: hugePages(requests)}
 	if v1qos.GetPodQOS(p) == v1.PodQOSBestEffort {
 		return r
 	}
 	r.CPUShares = shares(requests.Cpu().MilliValue())
-	if q := quota(limits.Cpu().MilliValue()); cpu && q > 0 {
-		r.CPUQuota, r.CPUPeriod = q, period
-	}
-	if memory {
-		r.Memory = limits.Memory().Value()
+	if own := p.Spec.Resources; own != nil {
+		if q := quota(own.Limits.Cpu().MilliValue()); q > 0 {
+			r.CPUQuota, r.CPUPeriod = q, period
+		}
+		r.Memory = own.Limits.Memory().Value()
 	}
 	return r
 }
