@@ -404,6 +404,7 @@ func (p *probe) customResources(t *testing.T, ctx context.Context) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
 	scores := dynamic.NewForConfigOrDie(cfg).Resource(schema.GroupVersionResource{Group: "example.test", Version: "v1", Resource: "scores"}).Namespace("shop")
 	score := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "example.test/v1", "kind": "Score", "metadata": map[string]any{"name": "s"}}}
 	eventually(t, ctx, "the new kind", func() (bool, error) {
@@ -413,6 +414,7 @@ func (p *probe) customResources(t *testing.T, ctx context.Context) {
 		}
 		return err == nil, err
 	})
+	t.Logf("new kind served after %s", time.Since(began).Round(time.Millisecond))
 	if _, err := p.tls.RESTClient().Get().AbsPath("/apis/example.test/v1/namespaces/shop/scores/s").DoRaw(ctx); err != nil {
 		t.Error(err)
 	}
