@@ -10,6 +10,9 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
+// retried is the name under which Kubernetes' controllers log what has failed and is tried again, conflicts above all.
+const retried = "UnhandledError"
+
 // foreignLog is where Kubernetes' libraries and etcd log to. They cry out at what they then retry: while parts come up or
 // go down that is all the time, so until they run, and when they stop, everything is debug. In between, an error of
 // theirs is a warning here, and the rest, which is for their developers, is debug.
@@ -33,6 +36,12 @@ func (h foreignLog) Enabled(ctx context.Context, l slog.Level) bool {
 // Handle implements [slog.Handler].
 func (h foreignLog) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = h.level(r.Level)
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "logger" && a.Value.String() == retried {
+			r.Level = slog.LevelDebug
+		}
+		return true
+	})
 	if !h.Handler.Enabled(ctx, r.Level) {
 		return nil // logr does not ask before it reports an error
 	}
