@@ -64,7 +64,7 @@ func startStore(ctx context.Context, dir string, log *slog.Logger, foreign slog.
 	// Entries kept in memory for followers that lag behind: the defaults (10,000 and 5,000) can hold 100 MB.
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 1000, 100
 	cfg.QuotaBackendBytes = 8 << 30
-	// Only flags have this default; without it every request is slow enough to be described in the log.
+	// The zero that a Config begins with calls every request slow.
 	cfg.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(etcdLogger(foreign, s.fail))
 
