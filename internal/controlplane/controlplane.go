@@ -17,7 +17,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -121,8 +120,6 @@ type ControlPlane struct {
 	files *pki.Files
 	local inprocess.Server
 	ready chan struct{}
-	// running is true from ready until the first part stops.
-	running atomic.Bool
 }
 
 // New checks the configuration, and makes or reads the certificates and the admin kubeconfig. Nothing runs yet.
@@ -214,7 +211,14 @@ func (cp *ControlPlane) NodeCertificates() NodeCertificates {
 // Run runs the control plane until ctx ends, then stops it in order: scheduler and controllers, API server, store. It
 // returns nil then, or the first part's error. It can be called once in a process.
 func (cp *ControlPlane) Run(ctx context.Context) error {
-	foreign := foreignLog{cp.log.Handler(), &cp.running}
+	foreign := foreignLog{cp.log.Handler(), func() bool {
+		select {
+		case <-cp.ready:
+			return ctx.Err() == nil
+		default:
+			return false
+		}
+	}}
 	klog.SetSlogLogger(slog.New(foreign).With("from", "kubernetes"))
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
 	began := time.Now()
@@ -252,7 +256,8 @@ func (cp *ControlPlane) Run(ctx context.Context) error {
 		clients = <-ended
 	case err := <-served:
 		stopClients()
-		return errors.Join(err, errors.New("API server ended by itself"), <-ended)
+		<-ended
+		return firstError(err, errors.New("API server ended by itself"))
 	case clients = <-ended:
 	}
 	stopServer()
@@ -277,18 +282,12 @@ func (cp *ControlPlane) runClients(ctx context.Context, server *apiServer, began
 		defer cancel()
 		err := cp.start(starting, running, g, server, began)
 		if err == nil {
-			cp.running.Store(true)
 			close(cp.ready)
 			cp.log.Info("control plane is ready", "url", cp.cfg.url(), "after", time.Since(began))
 		}
 		return err
 	})
 	g.Go(func() error { return cp.keepCertificates(running) })
-	g.Go(func() error {
-		<-running.Done()
-		cp.running.Store(false)
-		return nil
-	})
 	err := g.Wait()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil

@@ -4,23 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"time"
 
+	"go.etcd.io/bbolt"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3rpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/test/bufconn"
-	"k8s.io/apiserver/pkg/server/egressselector"
-
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apiserver/pkg/server/egressselector"
 )
 
 const (
@@ -29,7 +30,9 @@ const (
 	// pipeBuffer is the size of each direction of a connection to the store.
 	pipeBuffer = 16 << 10
 	etcdStart  = time.Minute
-	etcdStop   = 10 * time.Second
+	// lockWait is how long another process may hold the database.
+	lockWait = 5 * time.Second
+	etcdStop = 10 * time.Second
 )
 
 // store is the embedded etcd. It listens nowhere: its clients in this process reach it through memory.
@@ -46,6 +49,9 @@ type store struct {
 // been synced to disk.
 func startStore(ctx context.Context, dir string, log *slog.Logger, foreign slog.Handler) (*store, error) {
 	s := &store{log: log, dir: dir, failed: make(chan error, 1)}
+	if err := checkDatabase(dir); err != nil {
+		return nil, s.unusable(err)
+	}
 	cfg := embed.NewConfig()
 	cfg.Name = "tutti"
 	cfg.Dir = dir
@@ -69,20 +75,15 @@ func startStore(ctx context.Context, dir string, log *slog.Logger, foreign slog.
 			if p := recover(); p != nil {
 				err = fmt.Errorf("%v", p)
 			}
-			select {
-			case fatal := <-s.failed:
-				err = fatal
-			default:
-			}
 			started <- err
 		}()
-		// A database file that was cut short faults when it is read through its memory map.
-		debug.SetPanicOnFault(true)
 		s.etcd, err = embed.StartEtcd(cfg)
 	}()
 	wait, cancel := context.WithTimeout(ctx, etcdStart)
 	defer cancel()
 	select {
+	case err := <-s.failed: // starting may hang for ever after this
+		return nil, s.unusable(err)
 	case err := <-started:
 		if err != nil {
 			return nil, s.unusable(err)
@@ -106,6 +107,35 @@ func startStore(ctx context.Context, dir string, log *slog.Logger, foreign slog.
 		s.stop()
 		return nil, fmt.Errorf("open the store in %s: not ready: %w", dir, wait.Err())
 	}
+}
+
+// checkDatabase finds the damage on which etcd would crash, in goroutines where nothing can catch it.
+func checkDatabase(dir string) error {
+	file := filepath.Join(dir, "member", "snap", "db")
+	info, err := os.Stat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Size() == 0 {
+		if _, err := os.Stat(filepath.Join(dir, "member", "wal")); errors.Is(err, fs.ErrNotExist) {
+			return nil // a first start that was cut short
+		}
+		return fmt.Errorf("%s is empty", file)
+	}
+	db, err := bbolt.Open(file, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockWait})
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	defer db.Close()
+	return db.View(func(tx *bbolt.Tx) error {
+		if tx.Size() > info.Size() {
+			return fmt.Errorf("%s has %d bytes and says that it has %d", file, info.Size(), tx.Size())
+		}
+		return nil
+	})
 }
 
 func (s *store) unusable(err error) error {

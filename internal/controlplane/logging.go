@@ -5,22 +5,24 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
-	"sync/atomic"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
+
+// retried is the name under which Kubernetes' controllers log what has failed and is tried again, conflicts above all.
+const retried = "UnhandledError"
 
 // foreignLog is where Kubernetes' libraries and etcd log to. They cry out at what they then retry: while parts come up or
 // go down that is all the time, so until they run, and when they stop, everything is debug. In between, an error of
 // theirs is a warning here, and the rest, which is for their developers, is debug.
 type foreignLog struct {
 	slog.Handler
-	running *atomic.Bool
+	running func() bool
 }
 
 func (h foreignLog) level(l slog.Level) slog.Level {
-	if l >= slog.LevelError && h.running.Load() {
+	if l >= slog.LevelError && h.running() {
 		return slog.LevelWarn
 	}
 	return slog.LevelDebug
@@ -34,6 +36,15 @@ func (h foreignLog) Enabled(ctx context.Context, l slog.Level) bool {
 // Handle implements [slog.Handler].
 func (h foreignLog) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = h.level(r.Level)
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "logger" && a.Value.String() == retried {
+			r.Level = slog.LevelDebug
+		}
+		return true
+	})
+	if !h.Handler.Enabled(ctx, r.Level) {
+		return nil // logr does not ask before it reports an error
+	}
 	return h.Handler.Handle(ctx, r)
 }
 
@@ -47,10 +58,11 @@ func (h foreignLog) WithGroup(n string) slog.Handler {
 	return foreignLog{h.Handler.WithGroup(n), h.running}
 }
 
-// etcdLogger sends what etcd logs to h. What etcd calls fatal does not end the process: it is handed to fatal, and the
-// goroutine that hit it ends.
+// etcdLogger sends what etcd logs to h. What etcd calls fatal, or a reason to panic, does not end the process: it is
+// handed to fatal, and the goroutine that hit it ends.
 func etcdLogger(h slog.Handler, fatal func(error)) *zap.Logger {
-	return zap.New(zapToSlog{h.WithAttrs([]slog.Attr{slog.String("from", "etcd")})}, zap.WithFatalHook(fatalHook(fatal)))
+	return zap.New(zapToSlog{h.WithAttrs([]slog.Attr{slog.String("from", "etcd")})},
+		zap.WithFatalHook(fatalHook(fatal)), zap.WithPanicHook(fatalHook(fatal)))
 }
 
 type fatalHook func(error)

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -21,6 +22,10 @@ import (
 // bufferLimit is how many bytes of a response wait for a slow reader before the handler's Write blocks. It is bounded
 // because a watch cache decides by blocked writes which watchers are too slow to keep.
 const bufferLimit = 64 << 10
+
+// grace is how long a handler that has not answered yet may go on after its caller has gone. Most are done by then;
+// cutting them off halfway, in the store, would save nothing and fill logs.
+const grace = 200 * time.Millisecond
 
 // remoteAddr is what the handler sees as the client's address; it appears in audit records.
 const remoteAddr = "127.0.0.1:0"
@@ -227,11 +232,16 @@ func (w *response) finish(err error) {
 
 // abort ends the exchange for both sides because the caller has gone.
 func (w *response) abort(err error) {
-	w.cancel()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.done {
+		w.cancel()
 		return
+	}
+	if w.visible {
+		w.cancel()
+	} else {
+		time.AfterFunc(grace, w.cancel)
 	}
 	w.done, w.err, w.buf = true, err, nil
 	w.gone <- true

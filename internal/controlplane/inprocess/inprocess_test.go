@@ -199,6 +199,7 @@ func TestCancel(t *testing.T) {
 		}
 		close(ended)
 	})
+	// The caller is released at once, the handler a little later.
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { <-started; cancel() }()
 	req, _ := http.NewRequestWithContext(ctx, "GET", "https://api.test/", nil)
