@@ -40,6 +40,9 @@ type Machine struct {
 	temp    string
 	inside  *holder
 	outside *holder
+	// inherited are the host's mounts: copies, which go when the host's
+	// directories do.
+	inherited []string
 }
 
 // New makes a machine on which nothing runs yet.
@@ -87,7 +90,8 @@ func New() (m *Machine, err error) {
 			return nil, fmt.Errorf("link the machine: %s: %w", bytes.TrimSpace(out), err)
 		}
 	}
-	return m, nil
+	m.inherited, err = m.mounts()
+	return m, err
 }
 
 // root finds the directory of go.mod above the working directory.
