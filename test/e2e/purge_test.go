@@ -40,9 +40,9 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
 ---
 `, ns) + pod(ns, "web", restarting(one("command: [httpd, -f, -p, '8080', -h, /data]\nports: [{containerPort: 8080, hostPort: 18080}]\n"+
 		"volumeMounts: [{name: data, mountPath: /data}, {name: tmp, mountPath: /m}]"))+
-		"volumes: [{name: data, persistentVolumeClaim: {claimName: data}}, {name: tmp, emptyDir: {medium: Memory}}]\n") +
-		"---\n" + pod(ns, "deaf", restarting(one(`command: [sh, -c, "trap '' TERM; while :; do sleep 0.1; done"]`))+"shareProcessNamespace: true\n") +
-		"---\n" + pod(ns, "host", restarting(one("command: [sleep, '100000']\nsecurityContext: {privileged: true}"))+"hostNetwork: true\nhostPID: true\n")))
+		"volumes: [{name: data, persistentVolumeClaim: {claimName: data}}, {name: tmp, emptyDir: {medium: Memory}}]\nterminationGracePeriodSeconds: 1\n") +
+		"---\n" + pod(ns, "deaf", restarting(one(`command: [sh, -c, "trap '' TERM; while :; do sleep 0.1; done"]`))+"shareProcessNamespace: true\nterminationGracePeriodSeconds: 1\n") +
+		"---\n" + pod(ns, "host", restarting(one("command: [sleep, '100000']\nsecurityContext: {privileged: true}"))+"hostNetwork: true\nhostPID: true\nterminationGracePeriodSeconds: 1\n")))
 	for _, p := range []string{"web", "deaf", "host"} {
 		n.wait(ns, "pod/"+p, "condition=Ready")
 	}

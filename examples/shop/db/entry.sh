@@ -11,5 +11,7 @@ if [ ! -e "$PGDATA/PG_VERSION" ]; then
 	echo "create database $PGDATABASE" | postgres --single -D "$PGDATA.new" postgres
 	mv "$PGDATA.new" "$PGDATA"
 fi
+# A volume's group may have been given more than PostgreSQL accepts.
+chmod 0700 "$PGDATA"
 exec postgres -D "$PGDATA" -c listen_addresses='*' -c jit=off \
 	-c unix_socket_directories=/run/postgresql "$@"

@@ -32,9 +32,9 @@ func init() {
 // that it is ready, and ends when its standard input does; the kernel then
 // kills everything else on the machine.
 func hold() error {
-	// Mounts of the host arrive here, ours stay here, and among our own
-	// namespaces they are shared as on any real machine.
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+	// Neither do ours reach the host nor the host's us, but among our own
+	// namespaces mounts are shared as on any real machine.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("detach the mounts: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {

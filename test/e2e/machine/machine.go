@@ -40,6 +40,9 @@ type Machine struct {
 	temp    string
 	inside  *holder
 	outside *holder
+	// inherited are the host's mounts: copies, which go when the host's
+	// directories do.
+	inherited []string
 }
 
 // New makes a machine on which nothing runs yet.
@@ -70,14 +73,16 @@ func New() (m *Machine, err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	link := fmt.Sprintf("ip link set lo up && ip link add eth0 type veth peer name world netns %d && "+
+	// Without link-local addresses of IPv6: the kernel takes seconds to
+	// decide on them, and states are compared.
+	link := fmt.Sprintf("ip link set lo up && ip link add eth0 type veth peer name world netns %d && ip link set eth0 addrgenmode none && "+
 		"ip addr add %s/24 dev eth0 && ip link set eth0 up", m.outside.pid(), IP)
 	// The process id of the other holder means nothing inside: make the link
 	// from the host's processes, in the machine's network.
 	steps := []*exec.Cmd{
 		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.inside.pid()), "--net", "sh", "-c", link),
 		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.outside.pid()), "--net", "sh", "-c",
-			"ip link set lo up && ip addr add "+OutsideIP+"/24 dev world && ip link set world up"),
+			"ip link set lo up && ip link set world addrgenmode none && ip addr add "+OutsideIP+"/24 dev world && ip link set world up"),
 		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.inside.pid()), "--net", "ip", "route", "add", "default", "via", OutsideIP),
 	}
 	for _, c := range steps {
@@ -85,7 +90,8 @@ func New() (m *Machine, err error) {
 			return nil, fmt.Errorf("link the machine: %s: %w", bytes.TrimSpace(out), err)
 		}
 	}
-	return m, nil
+	m.inherited, err = m.mounts()
+	return m, err
 }
 
 // root finds the directory of go.mod above the working directory.

@@ -27,14 +27,13 @@ func (m *Machine) State() ([]string, error) {
 	for _, p := range processes {
 		lines = append(lines, "process "+strings.Join(p.Args, " "))
 	}
-	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", m.inside.pid()))
+	mounts, err := m.mounts()
 	if err != nil {
 		return nil, err
 	}
-	for line := range strings.Lines(string(mounts)) {
-		// Fields 4 and 5 are the mount's root and place.
-		if f := strings.Fields(line); len(f) > 5 {
-			lines = append(lines, "mount "+f[3]+" on "+f[4])
+	for _, mount := range mounts {
+		if !slices.Contains(m.inherited, mount) {
+			lines = append(lines, mount)
 		}
 	}
 	for _, c := range []struct {
@@ -70,6 +69,22 @@ func (m *Machine) State() ([]string, error) {
 		lines = append(lines, "data directory")
 	}
 	slices.Sort(lines)
+	return lines, nil
+}
+
+// mounts lists the machine's mounts.
+func (m *Machine) mounts() ([]string, error) {
+	info, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", m.inside.pid()))
+	if err != nil {
+		return nil, err
+	}
+	var lines []string
+	for line := range strings.Lines(string(info)) {
+		// Fields 4 and 5 are the mount's root and place.
+		if f := strings.Fields(line); len(f) > 5 {
+			lines = append(lines, "mount "+f[3]+" on "+f[4])
+		}
+	}
 	return lines, nil
 }
 
