@@ -31,11 +31,25 @@ var flags = map[Kind]int{IPC: unix.CLONE_NEWIPC, UTS: unix.CLONE_NEWUTS, Net: un
 // called like their kind. setup may be nil; it must not start goroutines.
 func Make(dir string, kinds []Kind, join map[Kind]string, setup func() error) error {
 	done := make(chan error, 1)
-	go func() {
+	work := func() {
 		// The thread is never unlocked and so ends with this goroutine: no
 		// other code can run in its namespaces.
 		runtime.LockOSThread()
 		done <- pinned(dir, kinds, join, setup)
+	}
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			work()
+			return
+		}
+		// The main thread cannot end, and /proc/self shows its namespaces as
+		// those of the whole process. As long as it is held here, the work is
+		// done by another.
+		defer runtime.UnlockOSThread()
+		finished := make(chan struct{})
+		go func() { defer close(finished); work() }()
+		<-finished
 	}()
 	return <-done
 }

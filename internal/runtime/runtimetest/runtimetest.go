@@ -394,11 +394,12 @@ func mounts(b *Bench) {
 	}
 	b.must(os.Mkdir(filepath.Join(source, "deeper"), 0o755))
 	out := b.Output(w)
-	for _, want := range []string{"content\ncontent\ncontent\n", "written\n", "refused\n", "below\n"} {
+	for _, want := range []string{"written\n", "refused\n", "below\n"} {
 		if !strings.Contains(out, want) {
 			b.Errorf("output has no %q: %q", want, out)
 		}
 	}
+	b.equal("files read", strings.Count(out, "content\n"), 3)
 	w = b.Workload("missing", "true")
 	w.Mounts = []runtime.Mount{{Source: filepath.Join(source, "missing"), Target: "/x"}}
 	if _, err := b.Runtime.Start(b.Ctx, w); !errors.Is(err, runtime.ErrInvalid) {
