@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"path/filepath"
@@ -142,18 +144,32 @@ spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080
 		code, body := get(world, web)
 		return code == http.StatusOK, body
 	})
-	n.kubectl("-n", ns, "rollout", "restart", "deployment/web")
-	rolled := make(chan string, 1)
+	const rounds = 5
+	rolled := make(chan error, 1)
 	go func() {
-		rolled <- n.Kubectl("-n", ns, "rollout", "status", "deployment/web", "--timeout=90s").String()
+		for round := range rounds {
+			for _, step := range [][]string{
+				{"set", "env", "deployment/web", fmt.Sprintf("ROUND=%d", round)},
+				{"rollout", "status", "deployment/web", "--timeout=90s"},
+			} {
+				if r := n.Kubectl(append([]string{"-n", ns}, step...)...); r.Err != nil {
+					rolled <- errors.New(r.String())
+					return
+				}
+			}
+		}
+		time.Sleep(3 * time.Second) // the last of the old pods end meanwhile
+		rolled <- nil
 	}()
 	asked, failed := 0, []string{}
 	customers := time.NewTicker(20 * time.Millisecond)
 	defer customers.Stop()
 	for done := false; !done; {
 		select {
-		case text := <-rolled:
-			t.Log(text)
+		case err := <-rolled:
+			if err != nil {
+				t.Fatal(err)
+			}
 			done = true
 		case <-customers.C:
 			asked++

@@ -49,7 +49,7 @@ spec:
 	})
 	n.wait(ns, "pod/log-1", "condition=Ready")
 	n.until("its own data at its own name", func() (bool, string) {
-		got := n.Kubectl("-n", ns, "exec", "log-0", "--", "wget", "-qO-", "-T", "2", "http://log-1.log:8080/starts").Stdout
+		got := n.Kubectl("-n", ns, "exec", "log-0", "--", "sh", "-c", fetch+"fetch log-1.log.stateful.svc.cluster.local 8080 /starts").Stdout
 		return got == "log-1\nlog-1\n", got
 	})
 	// Deleting the claims deletes the volumes and what is in them.
