@@ -80,9 +80,9 @@ func TestMark(t *testing.T) {
 
 func TestPlain(t *testing.T) {
 	for in, want := range map[string]string{
-		"failed to create typed patch object (default/x; apps/v1, Kind=Deployment): .spec.replcas: field not declared in schema":                                             `unknown field "spec.replcas"`,
-		`Deployment in version "v1" cannot be handled as a Deployment: strict decoding error: unknown field "spec.replcas"`:                                                   `unknown field "spec.replcas"`,
-		`Pod "x" is invalid: spec.containers[0].ports[0].containerPort: Invalid value: 99999999: must be between 1 and 65535, inclusive`:                                      `spec.containers[0].ports[0].containerPort: Invalid value: 99999999: must be between 1 and 65535, inclusive`,
+		"failed to create typed patch object (default/x; apps/v1, Kind=Deployment): .spec.replcas: field not declared in schema":                                               `unknown field "spec.replcas"`,
+		`Deployment in version "v1" cannot be handled as a Deployment: strict decoding error: unknown field "spec.replcas"`:                                                    `unknown field "spec.replcas"`,
+		`Pod "x" is invalid: spec.containers[0].ports[0].containerPort: Invalid value: 99999999: must be between 1 and 65535, inclusive`:                                       `spec.containers[0].ports[0].containerPort: Invalid value: 99999999: must be between 1 and 65535, inclusive`,
 		"failed to create typed patch object (default/x; apps/v1, Kind=Deployment): errors:\n  .spec.a: field not declared in schema\n  .spec.b: field not declared in schema": `errors: unknown field "spec.a" unknown field "spec.b"`,
 	} {
 		status := &apierrors.StatusError{ErrStatus: metav1.Status{Message: in}}

@@ -151,4 +151,3 @@ func TestURL(t *testing.T) {
 		}
 	}
 }
-
