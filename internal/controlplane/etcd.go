@@ -49,6 +49,9 @@ type store struct {
 // been synced to disk.
 func startStore(ctx context.Context, dir string, log *slog.Logger, foreign slog.Handler) (*store, error) {
 	s := &store{log: log, dir: dir, failed: make(chan error, 1)}
+	if err := beginStore(dir); err != nil {
+		return nil, fmt.Errorf("make the store in %s: %w", dir, err)
+	}
 	if err := checkDatabase(dir); err != nil {
 		return nil, s.unusable(err)
 	}
@@ -99,6 +102,10 @@ func startStore(ctx context.Context, dir string, log *slog.Logger, foreign slog.
 
 	select {
 	case <-s.etcd.Server.ReadyNotify():
+		if err := finishStore(dir); err != nil {
+			s.stop()
+			return nil, fmt.Errorf("make the store in %s: %w", dir, err)
+		}
 		return s, nil
 	case err := <-s.failed:
 		s.stop()
@@ -107,6 +114,47 @@ func startStore(ctx context.Context, dir string, log *slog.Logger, foreign slog.
 		s.stop()
 		return nil, fmt.Errorf("open the store in %s: not ready: %w", dir, wait.Err())
 	}
+}
+
+// unfinished is a file in the store's directory from before its first start until it has taken writes. A start that was
+// cut short in between can leave a log without members, with which etcd never gets ready again.
+const unfinished = "unfinished"
+
+// beginStore makes the directory of a new store, or again that of one which never took a write. It touches no other.
+func beginStore(dir string) error {
+	mark := filepath.Join(dir, unfinished)
+	switch _, err := os.Stat(mark); {
+	case err == nil:
+		return os.RemoveAll(filepath.Join(dir, "member"))
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(dir, "member")); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	// A power cut may take the mark and what it marks together, nothing else: nobody has been told of a write yet.
+	return os.WriteFile(mark, nil, 0o600)
+}
+
+// finishStore says for good that the store may hold what somebody relies on. It returns when that is on the disk: a mark
+// that came back after a power cut would cost all data.
+func finishStore(dir string) error {
+	err := os.Remove(filepath.Join(dir, unfinished))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
 }
 
 // checkDatabase finds the damage on which etcd would crash, in goroutines where nothing can catch it.

@@ -198,3 +198,41 @@ func TestConfig(t *testing.T) {
 		})
 	}
 }
+
+func TestBeginStore(t *testing.T) {
+	exists := func(name string) bool {
+		_, err := os.Stat(name)
+		return err == nil
+	}
+	dir := filepath.Join(t.TempDir(), "etcd")
+	mark, member := filepath.Join(dir, unfinished), filepath.Join(dir, "member")
+	begin := func() {
+		t.Helper()
+		if err := beginStore(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin()
+	if !exists(mark) {
+		t.Fatal("a new store is not marked")
+	}
+	if err := os.MkdirAll(filepath.Join(member, "wal"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	begin()
+	if exists(member) || !exists(mark) {
+		t.Fatal("a store that never took a write was not begun again")
+	}
+	if err := os.Mkdir(member, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := finishStore(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin()
+	if !exists(member) || exists(mark) {
+		t.Fatal("a store that took writes was touched")
+	}
+}
