@@ -27,9 +27,10 @@ build: keeper
 	go build -ldflags '$(LDFLAGS)' -o bin/tutti ./cmd/tutti
 
 # The keeper is embedded in tutti: it must be there before anything of Go looks at the tree.
+KEEPERTAGS := seccomp netgo osusergo
 .PHONY: keeper
 keeper:
-	CGO_ENABLED=1 go build -tags 'seccomp netgo osusergo' -ldflags '-s -w -extldflags -static' -o $(KEEPER) ./cmd/tutti-keeper
+	CGO_ENABLED=1 go build -tags '$(KEEPERTAGS)' -ldflags '-s -w -extldflags -static' -o $(KEEPER) ./cmd/tutti-keeper
 
 .PHONY: deps
 deps:
@@ -61,14 +62,16 @@ test: deps build vet test-unit test-e2e
 vet: keeper
 	@bad=$$(gofmt -l cmd internal test bench examples); [ -z "$$bad" ] || { echo "gofmt these:" $$bad >&2; exit 1; }
 	go vet ./...
+	CGO_ENABLED=1 go vet -tags '$(KEEPERTAGS)' ./cmd/tutti-keeper ./internal/keeper/server
 	cd examples/shop && go vet ./...
 
 test-unit: keeper
 	cd examples/shop && go test ./...
+	CGO_ENABLED=1 go test -tags '$(KEEPERTAGS)' -timeout 5m ./internal/keeper/server
 	go test -short -timeout 20m $$(go list ./... | grep -v /test/e2e)
 
 test-e2e: build images
-	go test -short -v -count=1 -timeout 30m ./test/e2e/...
+	go test -short -v -p 1 -count=1 -timeout 30m ./test/e2e/...
 
 test-long: deps build images
 	go test -count=1 -timeout 90m ./test/e2e/...
