@@ -84,7 +84,7 @@ func newControllers(ctx context.Context, cfg Config, files *pki.Files, clientFor
 	go wait.Until(mapper.Reset, discoveryPeriod, ctx.Done())
 
 	cc := kcm.ControllerContext{
-		ClientBuilder:                   controllerClients{clientFor},
+		ClientBuilder:                   controllerClients{clientFor, shared},
 		InformerFactory:                 shared,
 		ObjectOrMetadataInformerFactory: informerfactory.NewInformerFactory(shared, metadataInformers),
 		ComponentConfig:                 component.ComponentConfig,
@@ -206,6 +206,7 @@ func (noHealthChecks) AddHealthChecker(...healthz.HealthChecker) {}
 // controllerClients gives each controller its own identity, a service account of kube-system.
 type controllerClients struct {
 	clientFor func(user.Info) *rest.Config
+	shared    informers.SharedInformerFactory
 }
 
 func (b controllerClients) Config(name string) (*rest.Config, error) { return b.ConfigOrDie(name), nil }
@@ -217,11 +218,19 @@ func (b controllerClients) ConfigOrDie(name string) *rest.Config {
 }
 
 func (b controllerClients) Client(name string) (kubernetes.Interface, error) {
-	return kubernetes.NewForConfig(b.ConfigOrDie(name))
+	client, err := kubernetes.NewForConfig(b.ConfigOrDie(name))
+	if err != nil || name != nodeController {
+		return client, err
+	}
+	return newNodeClient(client, b.shared.Core().V1().Nodes())
 }
 
 func (b controllerClients) ClientOrDie(name string) kubernetes.Interface {
-	return kubernetes.NewForConfigOrDie(b.ConfigOrDie(name))
+	client, err := b.Client(name)
+	if err != nil {
+		panic(err)
+	}
+	return client
 }
 
 func (b controllerClients) DiscoveryClient(name string) (discovery.DiscoveryInterface, error) {

@@ -2,16 +2,25 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"runtime"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/kubernetes/pkg/controller/util/consistency"
 )
 
-// retried is the name under which Kubernetes' controllers log what has failed and is tried again, conflicts above all.
-const retried = "UnhandledError"
+const (
+	// retried is the name under which Kubernetes' controllers log what has failed and is tried again, conflicts above all.
+	retried = "UnhandledError"
+	// finest is the finest of Kubernetes' levels, which are negative here, that is ever logged: V(2). From V(8) on they
+	// show whole requests and answers, and what is secret in them.
+	finest = slog.Level(-2)
+)
 
 // foreignLog is where Kubernetes' libraries and etcd log to. They cry out at what they then retry: while parts come up or
 // go down that is all the time, so until they run, and when they stop, everything is debug. In between, an error of
@@ -30,14 +39,22 @@ func (h foreignLog) level(l slog.Level) slog.Level {
 
 // Enabled implements [slog.Handler].
 func (h foreignLog) Enabled(ctx context.Context, l slog.Level) bool {
-	return h.Handler.Enabled(ctx, h.level(l))
+	return l >= finest && h.Handler.Enabled(ctx, h.level(l))
+}
+
+// routine reports whether err is part of a day's work: a connection that this process itself has closed, a change that
+// came second, or a controller that has not yet seen its own change. The controllers try again.
+func routine(err error) bool {
+	var stale *consistency.ConsistencyError
+	return errors.Is(err, net.ErrClosed) || apierrors.IsConflict(err) || errors.As(err, &stale)
 }
 
 // Handle implements [slog.Handler].
 func (h foreignLog) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = h.level(r.Level)
 	r.Attrs(func(a slog.Attr) bool {
-		if a.Key == "logger" && a.Value.String() == retried {
+		err, failed := a.Value.Any().(error)
+		if failed && routine(err) || a.Key == "logger" && a.Value.String() == retried {
 			r.Level = slog.LevelDebug
 		}
 		return true

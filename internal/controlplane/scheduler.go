@@ -62,6 +62,9 @@ func newScheduler(ctx context.Context, clientFor func(user.Info) *rest.Config) (
 	if err != nil {
 		return nil, fmt.Errorf("build the scheduler: %w", err)
 	}
+	if err := bindVolumesByEvents(s.scheduler, s.informers); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
