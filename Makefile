@@ -1,4 +1,4 @@
-# The words that people and scripts rely on: deps build up test test-long bench notices vet linkproof clean.
+# The words that people and scripts rely on: deps build up test test-long test-v2 bench notices vet linkproof clean.
 
 # Every go command runs with the same flags, so that one cache serves them all.
 export GOFLAGS     := -trimpath -buildvcs=false
@@ -75,6 +75,11 @@ test-e2e: build images
 
 test-long: deps build images
 	go test -count=1 -timeout 90m ./test/e2e/...
+
+# Boots Debian's kernel in QEMU, with control groups of version 2 only. Takes two minutes.
+.PHONY: test-v2
+test-v2: keeper
+	test/vm/run
 
 # JSON lines in dist/bench.jsonl and a table here; BENCH_COLD=1 adds a build with an empty cache.
 .PHONY: bench

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -36,14 +37,14 @@ func checkMachine(ports []port) error {
 	return nil
 }
 
-// checkCgroups wants the unified hierarchy, or at least the controllers that
-// limit memory and CPU as hierarchies of their own.
+// checkCgroups wants the controllers that limit memory and CPU, in the unified
+// hierarchy or as hierarchies of their own.
 func checkCgroups(root string) error {
-	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err == nil {
-		return nil
-	}
+	controllers, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	unified := err == nil
 	for _, c := range []string{"memory", "cpu"} {
-		if _, err := os.Stat(filepath.Join(root, c)); err != nil {
+		_, err := os.Stat(filepath.Join(root, c))
+		if unified && !slices.Contains(strings.Fields(string(controllers)), c) || !unified && err != nil {
 			return fmt.Errorf("%s has no %s controller; mount cgroups there (any systemd does), or start with cgroup_enable=%[2]s", root, c)
 		}
 	}

@@ -151,19 +151,27 @@ func TestPortInUse(t *testing.T) {
 
 func TestCheckCgroups(t *testing.T) {
 	for _, c := range []struct {
-		name  string
-		dirs  []string
-		fails string
+		name    string
+		dirs    []string
+		unified string
+		fails   string
 	}{
-		{"unified", []string{"cgroup.controllers"}, ""},
-		{"each by itself", []string{"memory", "cpu"}, ""},
-		{"without memory", []string{"cpu"}, "no memory controller"},
-		{"nothing", nil, "no memory controller"},
+		{"unified", nil, "cpuset cpu io memory pids", ""},
+		{"unified without memory", nil, "cpuset cpu io pids", "no memory controller"},
+		{"unified without cpu", nil, "cpuset memory", "no cpu controller"},
+		{"each by itself", []string{"memory", "cpu"}, "", ""},
+		{"without memory", []string{"cpu"}, "", "no memory controller"},
+		{"nothing", nil, "", "no memory controller"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			root := t.TempDir()
 			for _, d := range c.dirs {
 				if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.unified != "" {
+				if err := os.WriteFile(filepath.Join(root, "cgroup.controllers"), []byte(c.unified+"\n"), 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -145,7 +145,8 @@ func Kill(dir string) error {
 	return fmt.Errorf("processes in %s fork faster than they can be killed", dir)
 }
 
-// SwapLimited tells whether the kernel can keep a group from swapping.
+// SwapLimited tells whether the kernel can be asked to keep a group from
+// swapping.
 var SwapLimited = sync.OnceValue(func() bool {
 	if !cgroups.IsCgroup2UnifiedMode() {
 		mountpoint, err := cgroups.FindCgroupMountpoint("", "memory")
@@ -155,18 +156,9 @@ var SwapLimited = sync.OnceValue(func() bool {
 		_, err = os.Stat(filepath.Join(mountpoint, "memory.memsw.limit_in_bytes"))
 		return err == nil
 	}
-	own, err := cgroups.ParseCgroupFile("/proc/self/cgroup")
-	if err != nil {
-		return false
-	}
-	// The root group has no limits: a group that this process is in has, or
-	// if it is in the root, the first that there is.
-	if path := own[""]; path != "/" {
-		_, err := os.Stat(filepath.Join("/sys/fs/cgroup", path, "memory.swap.max"))
-		return err == nil
-	}
-	found, _ := filepath.Glob("/sys/fs/cgroup/*/memory.swap.max")
-	return len(found) > 0
+	// To forbid swapping is the one limit that is passed over where the
+	// kernel does not count swap, so it can always be asked for.
+	return true
 })
 
 // Unified tells whether this machine has version 2 only.

@@ -105,10 +105,14 @@ func Signal(pidfd *os.File, sig unix.Signal) error {
 
 // ExitStatus returns how an ended process, not a child of the caller, ended.
 // The kernel (6.15 and later) tells once its parent has reaped it, which is
-// waited for up to timeout.
+// waited for up to timeout. One that never tells is not waited for.
 func ExitStatus(pidfd *os.File, timeout time.Duration) (unix.WaitStatus, bool) {
-	if status, ok := exitInfo(pidfd); ok {
+	status, ok, err := exitInfo(pidfd)
+	if ok {
 		return status, true
+	}
+	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) {
+		return 0, false // the kernel is older than the question
 	}
 	if err := pidfd.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 		return 0, false
@@ -116,19 +120,21 @@ func ExitStatus(pidfd *os.File, timeout time.Duration) (unix.WaitStatus, bool) {
 	if err := await(pidfd, unix.POLLHUP); err != nil {
 		return 0, false
 	}
-	return exitInfo(pidfd)
+	status, ok, _ = exitInfo(pidfd)
+	return status, ok
 }
 
-func exitInfo(pidfd *os.File) (status unix.WaitStatus, ok bool) {
+func exitInfo(pidfd *os.File) (status unix.WaitStatus, ok bool, err error) {
 	conn, err := pidfd.SyscallConn()
 	if err != nil {
-		return 0, false
+		return 0, false, err
 	}
-	_ = conn.Control(func(fd uintptr) {
+	cerr := conn.Control(func(fd uintptr) {
 		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
-		if unix.IoctlPidfdInfo(int(fd), &info) == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
+		err = unix.IoctlPidfdInfo(int(fd), &info)
+		if err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
 			status, ok = unix.WaitStatus(info.Exit_code), true
 		}
 	})
-	return status, ok
+	return status, ok, errors.Join(err, cerr)
 }

@@ -58,7 +58,11 @@ func TestWaitAndExitStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	go func() { _ = cmd.Wait() }()
+	asked := time.Now()
 	status, ok := ExitStatus(f, 10*time.Second)
+	if took := time.Since(asked); took > 5*time.Second {
+		t.Errorf("asking took %v", took)
+	}
 	if !ok {
 		t.Skip("this kernel does not tell the exit of others")
 	}

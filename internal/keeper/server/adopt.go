@@ -89,6 +89,8 @@ func (s *Server) resume(w *workload, inherited handover) {
 	if err := w.save(); err != nil {
 		log.Error("record of workload not written", "err", err)
 	}
+	// A child it is when the keeper has replaced its own program only.
+	s.children.keep(w.rec.PID)
 	log.Info("workload taken over", "pid", w.rec.PID)
 	go s.attend(w)
 }

@@ -36,6 +36,14 @@ func (c *children) begin() {
 	c.starting++
 }
 
+// keep says that a child of this process, if it is one, has somebody who
+// watches it.
+func (c *children) keep(pid int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.own[pid] = struct{}{}
+}
+
 // end says that libcontainer is done and which process, if any, it left.
 func (c *children) end(pid int) {
 	c.mu.Lock()

@@ -92,6 +92,7 @@ func Run(ctx context.Context, dir string, log *slog.Logger, ready func()) error 
 	died := make(chan os.Signal, 1)
 	signal.Notify(died, unix.SIGCHLD)
 	defer signal.Stop(died)
+	s.children.begin() // none is reaped before it is known whose they are
 	go func() {
 		for {
 			select {
@@ -112,6 +113,7 @@ func Run(ctx context.Context, dir string, log *slog.Logger, ready func()) error 
 	}
 	defer s.io.Close()
 	s.adopt(inherited)
+	s.children.end(0)
 
 	server, err := ttrpc.NewServer()
 	if err != nil {

@@ -19,7 +19,8 @@ import (
 	"tutti.dev/tutti/internal/runtime/runtimetest"
 )
 
-// binary is the keeper under test; layer a root file system.
+// binary is the keeper under test, the one that TUTTI_KEEPER names or built
+// from this tree; layer a root file system.
 var binary, layer string
 
 func TestMain(m *testing.M) {
@@ -30,8 +31,15 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		binary, layer = filepath.Join(dir, "tutti-keeper"), filepath.Join(dir, "layer")
-		if err := prepare(); err != nil {
+		binary, layer = os.Getenv("TUTTI_KEEPER"), filepath.Join(dir, "layer")
+		if binary == "" {
+			binary = filepath.Join(dir, "tutti-keeper")
+			err = buildKeeper()
+		}
+		if err == nil {
+			err = prepare()
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
@@ -39,13 +47,17 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-func prepare() error {
+func buildKeeper() error {
 	build := exec.Command("go", "build", "-tags", "seccomp netgo osusergo", "-ldflags", "-s -w -extldflags -static",
 		"-o", binary, "tutti.dev/tutti/cmd/tutti-keeper")
 	build.Env = append(os.Environ(), "CGO_ENABLED=1")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build keeper: %w: %s", err, out)
 	}
+	return nil
+}
+
+func prepare() error {
 	for _, d := range []string{"bin", "etc", "tmp", "home/app"} {
 		if err := os.MkdirAll(filepath.Join(layer, d), 0o755); err != nil {
 			return err

@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/cgroups"
+
 	"tutti.dev/tutti/internal/runtime"
 )
 
@@ -428,18 +430,22 @@ func freshLayer(b *Bench) {
 }
 
 func limits(b *Bench) {
-	w := b.Workload("limits", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null; sleep 1000")
+	const show = `cd /sys/fs/cgroup; if [ -e cgroup.controllers ]
+		then cat memory.max cpu.max cpu.weight pids.max
+		else cat memory/memory.limit_in_bytes; echo $(cat cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us); cat cpu/cpu.shares pids/pids.max
+		fi; `
+	w := b.Workload("limits", show+"sleep 1000")
 	w.Resources = runtime.Resources{Memory: 64 << 20, CPUShares: 512, CPUQuota: 50000, CPUPeriod: 100000, Pids: 100}
 	b.Start(w)
-	b.AwaitLog(w, "67108864")
+	b.AwaitLog(w, "67108864\n50000 100000\n"+weight(512)+"\n100\n")
 	b.must(b.Runtime.Update(b.Ctx, w.ID, runtime.Resources{Memory: 128 << 20, CPUShares: 1024}))
 	var out bytes.Buffer
 	code, err := b.Runtime.Exec(b.Ctx, w.ID, runtime.Exec{
-		Args:    []string{"sh", "-c", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null; true"},
+		Args:    []string{"sh", "-c", show},
 		Streams: runtime.Streams{Stdout: &out},
 	})
 	b.must(err)
-	b.equal("limit", fmt.Sprint(code, " ", out.String()), "0 134217728\n")
+	b.equal("limit", fmt.Sprint(code, " ", out.String()), "0 134217728\n50000 100000\n"+weight(1024)+"\n100\n")
 	stats, err := b.Runtime.Stats(b.Ctx, w.ID)
 	b.must(err)
 	if stats.Memory <= 0 || stats.CPU <= 0 || stats.Processes < 1 || stats.Time.IsZero() {
@@ -455,6 +461,30 @@ func outOfMemory(b *Bench) {
 	if !s.OOMKilled || s.ExitCode != 137 {
 		b.Errorf("status %s", Show(s))
 	}
+	if !unified() {
+		return
+	}
+	// A container is one thing: when a part of it is hungry, all of it goes.
+	w = b.Workload("parent", "sh -c 'x=x; while :; do x=$x$x; done'; sleep 1000")
+	w.Resources = runtime.Resources{Memory: 32 << 20}
+	b.Start(w)
+	if s := b.Wait(w.ID); !s.OOMKilled || s.ExitCode != 137 {
+		b.Errorf("status of the parent: %s", Show(s))
+	}
+}
+
+// unified tells whether the machine has control groups of version 2 only.
+func unified() bool {
+	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil
+}
+
+// weight is what the kernel shows for CPU shares of version 1.
+func weight(shares uint64) string {
+	if unified() {
+		shares = cgroups.ConvertCPUSharesToCgroupV2Value(shares)
+	}
+	return fmt.Sprint(shares)
 }
 
 func exec(b *Bench) {
