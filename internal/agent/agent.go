@@ -340,12 +340,13 @@ func (a *Agent) watchRuntime(ctx context.Context, rt runtime.Runtime, told func(
 			if err != nil {
 				return fmt.Errorf("watch workloads: %w", err)
 			}
+			known := a.running(rt)
 			list, err := rt.List(ctx)
 			if err != nil {
 				return fmt.Errorf("list workloads: %w", err)
 			}
 			delay = first
-			a.setRuns(rt, list)
+			a.setRuns(rt, known, list)
 			told()
 			for s := range changes {
 				a.setRun(rt, s)
@@ -379,7 +380,24 @@ func (a *Agent) setRun(rt runtime.Runtime, s runtime.Status) {
 	}
 }
 
-func (a *Agent) setRuns(rt runtime.Runtime, list []runtime.Status) {
+// running are the workloads that are known to run.
+func (a *Agent) running(rt runtime.Runtime) map[runtime.ID]bool {
+	set := map[runtime.ID]bool{}
+	for _, x := range a.all() {
+		x.mu.Lock()
+		for i := range x.o.Runs {
+			if r := &x.o.Runs[i]; x.rt == rt && r.State == runtime.Running {
+				set[r.ID] = true
+			}
+		}
+		x.mu.Unlock()
+	}
+	return set
+}
+
+// setRuns takes all that a runtime has, listed after known was running: what
+// was started meanwhile may not be in the list and is not lost.
+func (a *Agent) setRuns(rt runtime.Runtime, known map[runtime.ID]bool, list []runtime.Status) {
 	byPod := map[string][]runtime.Status{}
 	for _, s := range list {
 		byPod[s.Pod] = append(byPod[s.Pod], s)
@@ -389,7 +407,7 @@ func (a *Agent) setRuns(rt runtime.Runtime, list []runtime.Status) {
 		mine := x.rt == rt
 		x.mu.Unlock()
 		if mine {
-			x.setRuns(byPod[x.uid])
+			x.setRuns(known, byPod[x.uid])
 		}
 		delete(byPod, x.uid)
 	}

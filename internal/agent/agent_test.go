@@ -40,6 +40,7 @@ type machine struct {
 	failing  map[string]error        // by container: what Start says
 	images   map[string]bool
 	volumes  error
+	listed   func() // called when List has its answer
 	probes   map[runtime.ID]probe.Result
 	wake     func(types.UID)
 }
@@ -193,7 +194,16 @@ type (
 	machineProbes  struct{ *machine }
 )
 
-func (m machineRuntime) List(context.Context) ([]runtime.Status, error) { return m.workloads(), nil }
+func (m machineRuntime) List(context.Context) ([]runtime.Status, error) {
+	list := m.workloads()
+	m.mu.Lock()
+	listed := m.listed
+	m.mu.Unlock()
+	if listed != nil {
+		listed()
+	}
+	return list, nil
+}
 
 func (m machineNetwork) SetRange(context.Context, netip.Prefix) error { return nil }
 func (m machineNetwork) Attach(_ context.Context, p network.Pod) (network.Attachment, error) {
@@ -581,6 +591,59 @@ func TestRunLostByTheRuntime(t *testing.T) {
 	b.until("pod has failed", func() bool { return b.pod().Status.Phase == v1.PodFailed })
 	if c := b.pod().Status.ContainerStatuses[0].State.Terminated; c == nil || c.Reason != "ContainerStatusUnknown" || c.ExitCode != 137 {
 		t.Errorf("terminated: %+v", c)
+	}
+}
+
+// A run that starts between the runtime's answer and its being read is not
+// in that answer: it must not pass for lost and be started a second time.
+func TestRunStartedWhileListing(t *testing.T) {
+	b := newBench(t)
+	answered, read := make(chan struct{}), make(chan struct{})
+	b.m.mu.Lock()
+	b.m.listed = sync.OnceFunc(func() { close(answered); <-read })
+	b.m.mu.Unlock()
+	b.m.disconnect()
+	<-answered
+	b.create(nil)
+	b.ready()
+	close(read)
+	b.m.disconnect() // the second List comes after the first was taken
+	b.until("the runtime was listed again", func() bool {
+		b.m.mu.Lock()
+		defer b.m.mu.Unlock()
+		return len(b.m.watchers) == 1
+	})
+	b.m.exit(b.id("main", 0), 3)
+	b.until("the end is seen", func() bool {
+		c := b.pod().Status.ContainerStatuses
+		return len(c) == 1 && (c[0].State.Terminated != nil || c[0].LastTerminationState.Terminated != nil)
+	})
+	c := b.pod().Status.ContainerStatuses[0]
+	ended := c.State.Terminated
+	if ended == nil {
+		ended = c.LastTerminationState.Terminated
+	}
+	if ended.ExitCode != 3 {
+		t.Errorf("the run ended with %+v", ended)
+	}
+}
+
+// A pod that was deleted by force may still be stopping when another of its
+// name is here: whoever asks by name means that one.
+func TestPodsAreThoseOfTheAPI(t *testing.T) {
+	b := newBench(t)
+	b.m.ignore[syscall.SIGTERM] = true
+	b.create(nil)
+	b.ready()
+	if err := b.client.CoreV1().Pods("default").Delete(context.Background(), "web", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b.until("the stop has begun", func() bool { return slices.Contains(b.m.notes(), "terminated main") })
+	if pods := b.agent.Pods(); len(pods) != 0 {
+		t.Errorf("the pod is still shown: %s %s", pods[0].Name, pods[0].UID)
+	}
+	if _, err := b.agent.NetNS(types.UID("nobody")); err == nil {
+		t.Error("an unknown pod has a network")
 	}
 }
 
