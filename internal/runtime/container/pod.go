@@ -34,22 +34,24 @@ func (r *Runtime) Open(ctx context.Context, pod runtime.Pod) error {
 		return fmt.Errorf("%w: %q is no pod identifier", runtime.ErrInvalid, pod.ID)
 	}
 	defer r.locks.lock(pod.ID)()
-	if old, err := r.pod(pod.ID); err == nil {
+	// A record that the machine's failure left empty is written again.
+	old, err := r.pod(pod.ID)
+	if err == nil {
 		pod = old
 	}
-	if err := r.open(ctx, pod); err != nil {
+	if err := r.open(ctx, pod, err == nil); err != nil {
 		return fmt.Errorf("open pod %s: %w", pod.ID, err)
 	}
 	return nil
 }
 
-func (r *Runtime) open(ctx context.Context, pod runtime.Pod) error {
+func (r *Runtime) open(ctx context.Context, pod runtime.Pod, recorded bool) error {
 	dir := r.podDir(pod.ID)
 	ns := filepath.Join(dir, "ns")
 	if err := os.MkdirAll(ns, 0o711); err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(dir, podFile)); err != nil {
+	if !recorded {
 		data, err := json.Marshal(pod)
 		if err != nil {
 			return err
