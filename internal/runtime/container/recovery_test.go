@@ -232,12 +232,12 @@ func TestStartCutShort(t *testing.T) {
 	b := runtimetest.NewBench(t, m.Runtime, layer)
 	const script = `echo here >/file; trap 'exit 7' TERM; while cat /file; do sleep 0.05; done`
 	w := b.Workload("main", script)
-	record := filepath.Join(m.dir, "keeper", "workloads", w.ID.String(), "workload.json")
+	state := filepath.Join(m.dir, "keeper", "runc", w.ID.String(), "state.json")
 	ctx, cancel := context.WithCancel(b.Ctx)
 	defer cancel()
 	go func() {
 		for ctx.Err() == nil {
-			if _, err := os.Stat(record); err == nil { // the keeper has been asked
+			if _, err := os.Stat(state); err == nil { // its root is made, it is about to run
 				cancel()
 			}
 		}
