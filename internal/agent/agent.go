@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -316,6 +317,14 @@ func (a *Agent) adopt(ctx context.Context) {
 		gone(uid, namespace, name, grace)
 	}
 	a.found = nil
+	// Logs stay until the API has let go of the pod, which it may have done
+	// while nobody was here.
+	logs, _ := os.ReadDir(filepath.Join(a.DataDir, "logs"))
+	for _, d := range logs {
+		if part := strings.Split(d.Name(), "_"); len(part) == 3 {
+			gone(part[2], part[0], part[1], nil)
+		}
+	}
 	attached, err := a.Network.List(ctx)
 	if err != nil {
 		a.log.Warn("cannot list pods of the network", "err", err)

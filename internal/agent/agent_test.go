@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -23,6 +25,7 @@ import (
 
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/probe"
+	"tutti.dev/tutti/internal/agent/translate"
 	"tutti.dev/tutti/internal/image"
 	"tutti.dev/tutti/internal/network"
 	"tutti.dev/tutti/internal/runtime"
@@ -278,13 +281,14 @@ const wait = 20 * time.Second
 type bench struct {
 	*testing.T
 	m      *machine
+	dir    string
 	client *fake.Clientset
 	agent  *Agent
 	stop   func()
 }
 
 func newBench(t *testing.T) *bench {
-	b := &bench{T: t, m: newMachine(), client: fake.NewClientset()}
+	b := &bench{T: t, m: newMachine(), dir: t.TempDir(), client: fake.NewClientset()}
 	// As in the API, writing the status changes nothing else.
 	b.client.PrependReactor("update", "pods", func(action clienttesting.Action) (bool, apiruntime.Object, error) {
 		update, ok := action.(clienttesting.UpdateAction)
@@ -309,7 +313,7 @@ func (b *bench) start() {
 	b.Helper()
 	m := b.m
 	a, err := newAgent(Config{
-		NodeName: "here", NodeIP: netip.MustParseAddr("192.0.2.1"), DataDir: b.TempDir(), Client: &rest.Config{},
+		NodeName: "here", NodeIP: netip.MustParseAddr("192.0.2.1"), DataDir: b.dir, Client: &rest.Config{},
 		Runtimes: map[string]runtime.Runtime{"": machineRuntime{m}}, Images: machineImages{m}, Network: machineNetwork{m},
 		Volumes: machineVolumes{m}, Probes: machineProbes{m},
 	}, b.client)
@@ -645,6 +649,60 @@ func TestPodsAreThoseOfTheAPI(t *testing.T) {
 	if _, err := b.agent.NetNS(types.UID("nobody")); err == nil {
 		t.Error("an unknown pod has a network")
 	}
+}
+
+// What a pod asks for its safety is given or the pod does not run.
+func TestIsolationIsNotIgnored(t *testing.T) {
+	b := newBench(t)
+	b.create(func(p *v1.Pod) {
+		p.Spec.SecurityContext = &v1.PodSecurityContext{AppArmorProfile: &v1.AppArmorProfile{Type: v1.AppArmorProfileTypeRuntimeDefault}}
+	})
+	b.until("the pod is refused", func() bool { return b.pod().Status.Phase == v1.PodFailed && b.pod().Status.Reason == "AppArmor" })
+
+	b = newBench(t)
+	b.create(func(p *v1.Pod) { p.Spec.HostUsers = new(bool) })
+	b.until("the fault shows", func() bool {
+		b.agent.mu.Lock()
+		defer b.agent.mu.Unlock()
+		for _, x := range b.agent.actors {
+			return x.faults(&x.o.Ground) > 0
+		}
+		return false
+	})
+	if notes := b.m.notes(); len(notes) > 0 {
+		t.Errorf("did %q", notes)
+	}
+}
+
+// Logs are kept as long as the API has the pod: also when it lets go of it
+// while nobody is here, and with all that was rotated out of them.
+func TestLogsGoWithTheirPod(t *testing.T) {
+	b := newBench(t)
+	b.stop()
+	lost := translate.Log(b.dir, "default", "lost", "uid-lost", "main", 0)
+	if err := os.MkdirAll(filepath.Dir(lost), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{lost, lost + ".1", lost + ".4"} {
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := filepath.Join(filepath.Dir(lost), "10.log")
+	if err := os.WriteFile(other, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeLog(lost); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(lost)); err != nil || len(left) != 1 || left[0].Name() != "10.log" {
+		t.Errorf("left: %v %v", left, err)
+	}
+	b.start()
+	b.until("the logs are gone", func() bool {
+		_, err := os.Stat(filepath.Dir(filepath.Dir(lost)))
+		return errors.Is(err, os.ErrNotExist)
+	})
 }
 
 func TestStopPods(t *testing.T) {
