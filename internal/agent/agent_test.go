@@ -142,6 +142,15 @@ func (m *machine) Signal(_ context.Context, id runtime.ID, sig syscall.Signal) e
 	return nil
 }
 
+func (m *machine) UpdatePod(_ context.Context, id string, r runtime.Resources) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.open[id] {
+		return runtime.ErrNotFound
+	}
+	return nil
+}
+
 func (m *machine) Update(_ context.Context, id runtime.ID, r runtime.Resources) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -398,7 +398,14 @@ func (x *actor) resize(ctx context.Context, s pod.Step) error {
 	if err != nil {
 		return err
 	}
+	// The pod must not have less than its container: it grows before and
+	// shrinks after it.
+	whole := translate.PodResources(p)
+	early := rt.UpdatePod(ctx, x.uid, whole)
 	if err := rt.Update(ctx, s.ID, translate.ContainerResources(p, c)); err != nil {
+		return fmt.Errorf("resize %s: %w", s.ID, errors.Join(early, err))
+	}
+	if err := rt.UpdatePod(ctx, x.uid, whole); err != nil {
 		return fmt.Errorf("resize %s: %w", s.ID, err)
 	}
 	x.container(s.ID, func(k *pod.Container) { k.Resources = pod.ResourceKey(c) })

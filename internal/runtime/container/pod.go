@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 
@@ -52,15 +53,7 @@ func (r *Runtime) open(ctx context.Context, pod runtime.Pod, recorded bool) erro
 		return err
 	}
 	if !recorded {
-		data, err := json.Marshal(pod)
-		if err != nil {
-			return err
-		}
-		path := filepath.Join(dir, podFile)
-		if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-			return err
-		}
-		if err := os.Rename(path+".new", path); err != nil {
+		if err := r.record(pod); err != nil {
 			return err
 		}
 	}
@@ -82,6 +75,38 @@ func (r *Runtime) open(ctx context.Context, pod runtime.Pod, recorded bool) erro
 	}
 	if pod.SharePID {
 		return r.startPause(ctx, pod)
+	}
+	return nil
+}
+
+func (r *Runtime) record(pod runtime.Pod) error {
+	data, err := json.Marshal(pod)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(r.podDir(pod.ID), podFile)
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// UpdatePod implements runtime.Runtime.
+func (r *Runtime) UpdatePod(_ context.Context, podID string, res runtime.Resources) error {
+	defer r.locks.lock(podID)()
+	pod, err := r.pod(podID)
+	if err != nil {
+		return fmt.Errorf("update pod: %w", err)
+	}
+	if reflect.DeepEqual(pod.Resources, res) {
+		return nil
+	}
+	pod.Resources = res
+	if err = cgroup.Make(r.podCgroup(pod), limits(res)); err == nil {
+		err = r.record(pod)
+	}
+	if err != nil {
+		return fmt.Errorf("update pod %s: %w", podID, err)
 	}
 	return nil
 }
