@@ -46,6 +46,11 @@ func main() {
 	logrus.SetLevel(logrus.WarnLevel) // libcontainer's
 
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	// When memory runs out, what it keeps goes first: each workload has a
+	// score of its own. Where that is not allowed it stands among the others.
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0); err != nil {
+		log.Info("keeper is not spared when memory runs out", "err", err)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	err := server.Run(ctx, *dir, log, func() {

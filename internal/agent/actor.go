@@ -160,17 +160,17 @@ func (x *actor) setRun(s runtime.Status) {
 	}
 }
 
-// setRuns takes everything that the pod's runtime has of it. What ran and is
-// not there any more has ended unseen.
-func (x *actor) setRuns(list []runtime.Status) {
-	known := map[runtime.ID]bool{}
+// setRuns takes everything that the pod's runtime has of it. What ran before
+// it was asked and is not there any more has ended unseen.
+func (x *actor) setRuns(before map[runtime.ID]bool, list []runtime.Status) {
+	listed := map[runtime.ID]bool{}
 	for _, s := range list {
-		known[s.ID] = true
+		listed[s.ID] = true
 		x.setRun(s)
 	}
 	x.change(func(o *pod.Observed) {
 		for i := range o.Runs {
-			if r := &o.Runs[i]; r.State == runtime.Running && !known[r.ID] {
+			if r := &o.Runs[i]; r.State == runtime.Running && before[r.ID] && !listed[r.ID] {
 				r.State, r.Unknown, r.FinishedAt = runtime.Exited, true, time.Now()
 				x.a.Probes.Remove(r.ID)
 			}

@@ -10,6 +10,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/lifecycle"
 	"k8s.io/kubernetes/pkg/kubelet/sysctl"
 	schedulerframework "k8s.io/kubernetes/pkg/scheduler/framework"
+	"k8s.io/kubernetes/pkg/security/apparmor"
 
 	"tutti.dev/tutti/internal/agent/pod"
 )
@@ -59,12 +60,24 @@ func (g *gate) ask(p *v1.Pod, op lifecycle.Operation) *pod.Refusal {
 			at.OtherPods = append(at.OtherPods, other)
 		}
 	}
+	if wantsAppArmor(p) {
+		return &pod.Refusal{Reason: "AppArmor", Message: "Cannot enforce AppArmor: it is not supported by tutti yet"}
+	}
 	for _, rule := range g.rules {
 		if r := rule.Admit(at); !r.Admit {
 			return &pod.Refusal{Reason: r.Reason, Message: r.Message}
 		}
 	}
 	return nil
+}
+
+// wantsAppArmor says whether a container relies on a confinement that it would
+// not get.
+func wantsAppArmor(p *v1.Pod) bool {
+	return !podutil.VisitContainers(&p.Spec, podutil.AllContainers, func(c *v1.Container, _ podutil.ContainerType) bool {
+		profile := apparmor.GetProfile(p, c)
+		return profile == nil || profile.Type == v1.AppArmorProfileTypeUnconfined
+	})
 }
 
 // resize admits new resources of a pod that was taken, or says why they wait

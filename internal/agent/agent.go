@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -316,6 +317,14 @@ func (a *Agent) adopt(ctx context.Context) {
 		gone(uid, namespace, name, grace)
 	}
 	a.found = nil
+	// Logs stay until the API has let go of the pod, which it may have done
+	// while nobody was here.
+	logs, _ := os.ReadDir(filepath.Join(a.DataDir, "logs"))
+	for _, d := range logs {
+		if part := strings.Split(d.Name(), "_"); len(part) == 3 {
+			gone(part[2], part[0], part[1], nil)
+		}
+	}
 	attached, err := a.Network.List(ctx)
 	if err != nil {
 		a.log.Warn("cannot list pods of the network", "err", err)
@@ -340,12 +349,13 @@ func (a *Agent) watchRuntime(ctx context.Context, rt runtime.Runtime, told func(
 			if err != nil {
 				return fmt.Errorf("watch workloads: %w", err)
 			}
+			known := a.running(rt)
 			list, err := rt.List(ctx)
 			if err != nil {
 				return fmt.Errorf("list workloads: %w", err)
 			}
 			delay = first
-			a.setRuns(rt, list)
+			a.setRuns(rt, known, list)
 			told()
 			for s := range changes {
 				a.setRun(rt, s)
@@ -379,7 +389,24 @@ func (a *Agent) setRun(rt runtime.Runtime, s runtime.Status) {
 	}
 }
 
-func (a *Agent) setRuns(rt runtime.Runtime, list []runtime.Status) {
+// running are the workloads that are known to run.
+func (a *Agent) running(rt runtime.Runtime) map[runtime.ID]bool {
+	set := map[runtime.ID]bool{}
+	for _, x := range a.all() {
+		x.mu.Lock()
+		for i := range x.o.Runs {
+			if r := &x.o.Runs[i]; x.rt == rt && r.State == runtime.Running {
+				set[r.ID] = true
+			}
+		}
+		x.mu.Unlock()
+	}
+	return set
+}
+
+// setRuns takes all that a runtime has, listed after known was running: what
+// was started meanwhile may not be in the list and is not lost.
+func (a *Agent) setRuns(rt runtime.Runtime, known map[runtime.ID]bool, list []runtime.Status) {
 	byPod := map[string][]runtime.Status{}
 	for _, s := range list {
 		byPod[s.Pod] = append(byPod[s.Pod], s)
@@ -389,7 +416,7 @@ func (a *Agent) setRuns(rt runtime.Runtime, list []runtime.Status) {
 		mine := x.rt == rt
 		x.mu.Unlock()
 		if mine {
-			x.setRuns(byPod[x.uid])
+			x.setRuns(known, byPod[x.uid])
 		}
 		delete(byPod, x.uid)
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -23,6 +25,7 @@ import (
 
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/probe"
+	"tutti.dev/tutti/internal/agent/translate"
 	"tutti.dev/tutti/internal/image"
 	"tutti.dev/tutti/internal/network"
 	"tutti.dev/tutti/internal/runtime"
@@ -40,6 +43,7 @@ type machine struct {
 	failing  map[string]error        // by container: what Start says
 	images   map[string]bool
 	volumes  error
+	listed   func() // called when List has its answer
 	probes   map[runtime.ID]probe.Result
 	wake     func(types.UID)
 }
@@ -138,6 +142,15 @@ func (m *machine) Signal(_ context.Context, id runtime.ID, sig syscall.Signal) e
 	return nil
 }
 
+func (m *machine) UpdatePod(_ context.Context, id string, r runtime.Resources) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.open[id] {
+		return runtime.ErrNotFound
+	}
+	return nil
+}
+
 func (m *machine) Update(_ context.Context, id runtime.ID, r runtime.Resources) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -193,7 +206,16 @@ type (
 	machineProbes  struct{ *machine }
 )
 
-func (m machineRuntime) List(context.Context) ([]runtime.Status, error) { return m.workloads(), nil }
+func (m machineRuntime) List(context.Context) ([]runtime.Status, error) {
+	list := m.workloads()
+	m.mu.Lock()
+	listed := m.listed
+	m.mu.Unlock()
+	if listed != nil {
+		listed()
+	}
+	return list, nil
+}
 
 func (m machineNetwork) SetRange(context.Context, netip.Prefix) error { return nil }
 func (m machineNetwork) Attach(_ context.Context, p network.Pod) (network.Attachment, error) {
@@ -268,13 +290,14 @@ const wait = 20 * time.Second
 type bench struct {
 	*testing.T
 	m      *machine
+	dir    string
 	client *fake.Clientset
 	agent  *Agent
 	stop   func()
 }
 
 func newBench(t *testing.T) *bench {
-	b := &bench{T: t, m: newMachine(), client: fake.NewClientset()}
+	b := &bench{T: t, m: newMachine(), dir: t.TempDir(), client: fake.NewClientset()}
 	// As in the API, writing the status changes nothing else.
 	b.client.PrependReactor("update", "pods", func(action clienttesting.Action) (bool, apiruntime.Object, error) {
 		update, ok := action.(clienttesting.UpdateAction)
@@ -299,7 +322,7 @@ func (b *bench) start() {
 	b.Helper()
 	m := b.m
 	a, err := newAgent(Config{
-		NodeName: "here", NodeIP: netip.MustParseAddr("192.0.2.1"), DataDir: b.TempDir(), Client: &rest.Config{},
+		NodeName: "here", NodeIP: netip.MustParseAddr("192.0.2.1"), DataDir: b.dir, Client: &rest.Config{},
 		Runtimes: map[string]runtime.Runtime{"": machineRuntime{m}}, Images: machineImages{m}, Network: machineNetwork{m},
 		Volumes: machineVolumes{m}, Probes: machineProbes{m},
 	}, b.client)
@@ -582,6 +605,113 @@ func TestRunLostByTheRuntime(t *testing.T) {
 	if c := b.pod().Status.ContainerStatuses[0].State.Terminated; c == nil || c.Reason != "ContainerStatusUnknown" || c.ExitCode != 137 {
 		t.Errorf("terminated: %+v", c)
 	}
+}
+
+// A run that starts between the runtime's answer and its being read is not
+// in that answer: it must not pass for lost and be started a second time.
+func TestRunStartedWhileListing(t *testing.T) {
+	b := newBench(t)
+	answered, read := make(chan struct{}), make(chan struct{})
+	b.m.mu.Lock()
+	b.m.listed = sync.OnceFunc(func() { close(answered); <-read })
+	b.m.mu.Unlock()
+	b.m.disconnect()
+	<-answered
+	b.create(nil)
+	b.ready()
+	close(read)
+	b.m.disconnect() // the second List comes after the first was taken
+	b.until("the runtime was listed again", func() bool {
+		b.m.mu.Lock()
+		defer b.m.mu.Unlock()
+		return len(b.m.watchers) == 1
+	})
+	b.m.exit(b.id("main", 0), 3)
+	b.until("the end is seen", func() bool {
+		c := b.pod().Status.ContainerStatuses
+		return len(c) == 1 && (c[0].State.Terminated != nil || c[0].LastTerminationState.Terminated != nil)
+	})
+	c := b.pod().Status.ContainerStatuses[0]
+	ended := c.State.Terminated
+	if ended == nil {
+		ended = c.LastTerminationState.Terminated
+	}
+	if ended.ExitCode != 3 {
+		t.Errorf("the run ended with %+v", ended)
+	}
+}
+
+// A pod that was deleted by force may still be stopping when another of its
+// name is here: whoever asks by name means that one.
+func TestPodsAreThoseOfTheAPI(t *testing.T) {
+	b := newBench(t)
+	b.m.ignore[syscall.SIGTERM] = true
+	b.create(nil)
+	b.ready()
+	if err := b.client.CoreV1().Pods("default").Delete(context.Background(), "web", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b.until("the stop has begun", func() bool { return slices.Contains(b.m.notes(), "terminated main") })
+	if pods := b.agent.Pods(); len(pods) != 0 {
+		t.Errorf("the pod is still shown: %s %s", pods[0].Name, pods[0].UID)
+	}
+	if _, err := b.agent.NetNS(types.UID("nobody")); err == nil {
+		t.Error("an unknown pod has a network")
+	}
+}
+
+// What a pod asks for its safety is given or the pod does not run.
+func TestIsolationIsNotIgnored(t *testing.T) {
+	b := newBench(t)
+	b.create(func(p *v1.Pod) {
+		p.Spec.SecurityContext = &v1.PodSecurityContext{AppArmorProfile: &v1.AppArmorProfile{Type: v1.AppArmorProfileTypeRuntimeDefault}}
+	})
+	b.until("the pod is refused", func() bool { return b.pod().Status.Phase == v1.PodFailed && b.pod().Status.Reason == "AppArmor" })
+
+	b = newBench(t)
+	b.create(func(p *v1.Pod) { p.Spec.HostUsers = new(bool) })
+	b.until("the fault shows", func() bool {
+		b.agent.mu.Lock()
+		defer b.agent.mu.Unlock()
+		for _, x := range b.agent.actors {
+			return x.faults(&x.o.Ground) > 0
+		}
+		return false
+	})
+	if notes := b.m.notes(); len(notes) > 0 {
+		t.Errorf("did %q", notes)
+	}
+}
+
+// Logs are kept as long as the API has the pod: also when it lets go of it
+// while nobody is here, and with all that was rotated out of them.
+func TestLogsGoWithTheirPod(t *testing.T) {
+	b := newBench(t)
+	b.stop()
+	lost := translate.Log(b.dir, "default", "lost", "uid-lost", "main", 0)
+	if err := os.MkdirAll(filepath.Dir(lost), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{lost, lost + ".1", lost + ".4"} {
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := filepath.Join(filepath.Dir(lost), "10.log")
+	if err := os.WriteFile(other, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeLog(lost); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(lost)); err != nil || len(left) != 1 || left[0].Name() != "10.log" {
+		t.Errorf("left: %v %v", left, err)
+	}
+	b.start()
+	b.until("the logs are gone", func() bool {
+		_, err := os.Stat(filepath.Dir(filepath.Dir(lost)))
+		return errors.Is(err, os.ErrNotExist)
+	})
 }
 
 func TestStopPods(t *testing.T) {

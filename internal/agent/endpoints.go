@@ -40,12 +40,14 @@ func (a *Agent) serve(ctx context.Context) error {
 	return s.Serve(ctx, l)
 }
 
-// Pods are the pods of this node, with their status as it is here.
+// Pods are the pods of this node, with their status as it is here. Those that
+// the API does not have any more are not among them, though they may still be
+// stopping: another may have their name by now.
 func (a *Agent) Pods() []*v1.Pod {
 	var list []*v1.Pod
 	for _, x := range a.all() {
-		if p := x.desired(); p.Name != "" {
-			list = append(list, p)
+		if !x.gone() {
+			list = append(list, x.desired())
 		}
 	}
 	return list
@@ -66,17 +68,22 @@ func (a *Agent) Find(uid types.UID, container string) (runtime.Status, error) {
 	return slices.MaxFunc(runs, func(a, b pod.Run) int { return a.Attempt - b.Attempt }).Status, nil
 }
 
-// NetNS is the path of the pod's network namespace, "" for the machine's.
-func (a *Agent) NetNS(uid types.UID) string {
+// NetNS is the path of the pod's network namespace, "" for the machine's. Only
+// a pod that asks for the machine's network gets that: one that is not
+// attached yet, or not known to be after a restart, has none.
+func (a *Agent) NetNS(uid types.UID) (string, error) {
 	a.mu.Lock()
 	x := a.actors[string(uid)]
 	a.mu.Unlock()
 	if x == nil {
-		return ""
+		return "", fmt.Errorf("pod %s: %w", uid, runtime.ErrNotFound)
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.netns
+	if x.netns == "" && !x.o.Pod.Spec.HostNetwork {
+		return "", fmt.Errorf("pod %s is not attached to the pod network", uid)
+	}
+	return x.netns, nil
 }
 
 // all are the actors there are now.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -106,6 +107,9 @@ func (x *actor) faults(p *pod.Part) int {
 // openGround attaches the pod to the network and opens it in its runtime.
 func (x *actor) openGround(ctx context.Context) error {
 	p := x.desired()
+	if p.Spec.HostUsers != nil && !*p.Spec.HostUsers {
+		return errors.New("user namespaces (hostUsers: false) are not supported by tutti yet")
+	}
 	rt, err := x.runtime()
 	if err != nil {
 		return err
@@ -394,7 +398,14 @@ func (x *actor) resize(ctx context.Context, s pod.Step) error {
 	if err != nil {
 		return err
 	}
+	// The pod must not have less than its container: it grows before and
+	// shrinks after it.
+	whole := translate.PodResources(p)
+	early := rt.UpdatePod(ctx, x.uid, whole)
 	if err := rt.Update(ctx, s.ID, translate.ContainerResources(p, c)); err != nil {
+		return fmt.Errorf("resize %s: %w", s.ID, errors.Join(early, err))
+	}
+	if err := rt.UpdatePod(ctx, x.uid, whole); err != nil {
 		return fmt.Errorf("resize %s: %w", s.ID, err)
 	}
 	x.container(s.ID, func(k *pod.Container) { k.Resources = pod.ResourceKey(c) })
@@ -411,8 +422,7 @@ func (x *actor) remove(ctx context.Context, id runtime.ID) error {
 		return fmt.Errorf("remove %s: %w", id, err)
 	}
 	p := x.pod()
-	log := translate.Log(x.a.DataDir, p.Namespace, p.Name, x.uid, id.Name, id.Attempt)
-	if err := os.Remove(log); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := removeLog(translate.Log(x.a.DataDir, p.Namespace, p.Name, x.uid, id.Name, id.Attempt)); err != nil {
 		return fmt.Errorf("remove log: %w", err)
 	}
 	x.change(func(o *pod.Observed) {
@@ -425,6 +435,20 @@ func (x *actor) remove(ctx context.Context, id runtime.ID) error {
 		delete(o.Stops, id)
 	})
 	return nil
+}
+
+// removeLog removes a log and what was rotated out of it.
+func removeLog(path string) error {
+	files, err := os.ReadDir(filepath.Dir(path))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, f := range files {
+		if name := filepath.Base(path); f.Name() == name || strings.HasPrefix(f.Name(), name+".") {
+			err = errors.Join(err, os.Remove(filepath.Join(filepath.Dir(path), f.Name())))
+		}
+	}
+	return err
 }
 
 // close takes everything of the pod from the machine; its logs go once the

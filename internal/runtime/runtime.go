@@ -63,6 +63,9 @@ type Runtime interface {
 	// Signal sends a signal to the workload's first process; SIGKILL goes to
 	// every process of the workload. A workload that has exited is no error.
 	Signal(ctx context.Context, id ID, sig syscall.Signal) error
+	// UpdatePod changes the limits of an open pod in place. On some kernels
+	// none of its workloads may have more than the pod.
+	UpdatePod(ctx context.Context, podID string, r Resources) error
 	// Update changes the limits of a running workload in place.
 	Update(ctx context.Context, id ID, r Resources) error
 	// Remove forgets an exited workload and deletes its writable layer. Its

@@ -7,10 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 
-	"github.com/cyphar/filepath-securejoin"
+	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -164,21 +165,36 @@ func (e *expansionOf) fileKey(ref *v1.FileKeySelector) (string, bool, error) {
 	if err != nil {
 		return "", false, fmt.Errorf("cannot find the volume %q referenced by FileKeyRef: %w", ref.VolumeName, err)
 	}
-	file, err := securejoin.SecureJoin(dir, ref.Path)
+	file, err := openInVolume(dir, ref.Path)
 	if err != nil {
-		return "", false, fmt.Errorf("resolve %q in volume %q: %w", ref.Path, ref.VolumeName, err)
-	}
-	value, err := envfile.ParseEnv(file, ref.Key)
-	switch {
-	case err != nil:
 		// The error would name paths of the machine.
 		return "", false, errors.New("couldn't parse env file")
+	}
+	defer file.Close()
+	value, err := envfile.ParseEnv(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), ref.Key)
+	switch {
+	case err != nil:
+		return "", false, errors.New("couldn't parse env file") // as above
 	case value == "" && isTrue(ref.Optional):
 		return "", false, nil
 	case value == "":
 		return "", false, fmt.Errorf("environment variable key %q not found in file %q of volume %q", ref.Key, ref.Path, ref.VolumeName)
 	}
 	return value, true, nil
+}
+
+// openInVolume opens a regular file of a volume that containers of the pod may
+// change meanwhile: links lead nowhere else, and nothing makes it wait.
+func openInVolume(dir, path string) (*os.File, error) {
+	handle, err := pathrs.OpenInRoot(dir, path)
+	if err != nil {
+		return nil, err
+	}
+	defer handle.Close()
+	if info, err := handle.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(os.ErrInvalid, err)
+	}
+	return pathrs.Reopen(handle, os.O_RDONLY)
 }
 
 // configMap returns nil without an error when the object is optional and absent.

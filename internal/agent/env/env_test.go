@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -59,6 +60,16 @@ func TestExpand(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "app.env"), []byte("COLOUR='blue'\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	outside := filepath.Join(t.TempDir(), "secret.env")
+	if err := os.WriteFile(outside, []byte("COLOUR='red'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, filepath.Join(dir, "out.env")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	source := objects{
 		configMaps: map[string]map[string]string{"cm": {"A": "from-cm", "B": "b"}},
 		secrets:    map[string]map[string][]byte{"s": {"A": []byte("from-secret"), "nul": {0}}},
@@ -89,6 +100,9 @@ func TestExpand(t *testing.T) {
 	secretKey := func(name, key string, optional bool) *v1.EnvVarSource {
 		return &v1.EnvVarSource{SecretKeyRef: &v1.SecretKeySelector{
 			LocalObjectReference: v1.LocalObjectReference{Name: name}, Key: key, Optional: ptr.To(optional)}}
+	}
+	pathKey := func(path string) *v1.EnvVarSource {
+		return &v1.EnvVarSource{FileKeyRef: &v1.FileKeySelector{VolumeName: "v", Path: path, Key: "COLOUR"}}
 	}
 	fileKey := func(key string, optional bool) *v1.EnvVarSource {
 		return &v1.EnvVarSource{FileKeyRef: &v1.FileKeySelector{VolumeName: "v", Path: "app.env", Key: key, Optional: ptr.To(optional)}}
@@ -152,6 +166,8 @@ func TestExpand(t *testing.T) {
 			want: []string{"KUBERNETES_SERVICE_HOST=10.43.0.1", "WEB_SERVICE_HOST=10.43.0.9", "WEB_SERVICE_PORT=mine", "URL=http://10.43.0.9", "!HEADLESS_SERVICE_HOST", "!DB_SERVICE_HOST"},
 		},
 		"file":                  {env: []v1.EnvVar{{Name: "C", ValueFrom: fileKey("COLOUR", false)}}, want: []string{"C=blue"}},
+		"file is a way out":     {env: []v1.EnvVar{{Name: "C", ValueFrom: pathKey("out.env")}}, err: "couldn't parse env file"},
+		"file is a pipe":        {env: []v1.EnvVar{{Name: "C", ValueFrom: pathKey("pipe")}}, err: "couldn't parse env file"},
 		"file key missing":      {env: []v1.EnvVar{{Name: "C", ValueFrom: fileKey("SIZE", false)}}, err: `environment variable key "SIZE" not found in file "app.env" of volume "v"`},
 		"file key not required": {env: []v1.EnvVar{{Name: "C", ValueFrom: fileKey("SIZE", true)}}, want: []string{"!C"}},
 	} {

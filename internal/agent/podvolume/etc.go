@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -194,7 +195,7 @@ func (m *Manager) writeResolvConf(pod *v1.Pod) error {
 // and only when it says something new.
 func (m *Manager) writeEtc(pod *v1.Pod, name, content string) error {
 	path := m.layout.Etc(string(pod.UID), name)
-	if have, err := os.ReadFile(path); err == nil && string(have) == content {
+	if says(path, content) {
 		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -205,4 +206,16 @@ func (m *Manager) writeEtc(pod *v1.Pod, name, content string) error {
 	}
 	// Whatever the umask.
 	return os.Chmod(path, 0o644)
+}
+
+// says tells whether a file has this content. A container can write to some:
+// no more is read than it should have.
+func says(path, content string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	have, err := io.ReadAll(io.LimitReader(f, int64(len(content))+1))
+	return err == nil && string(have) == content
 }

@@ -459,6 +459,18 @@ func TestEtc(t *testing.T) {
 	if n != 1 {
 		t.Errorf("/etc/hosts is mounted %d times", n)
 	}
+
+	// A container may write to it, and what it wrote must not be read whole.
+	c := &v1.Container{Name: "c"}
+	mounts, err = m.Mounts(pod, c, 0, nil, []string{"10.42.0.7"})
+	must(t, err)
+	i := slices.IndexFunc(mounts, func(m runtime.Mount) bool { return m.Target == "/etc/hosts" })
+	must(t, os.Truncate(mounts[i].Source, 1<<42))
+	_, err = m.Mounts(pod, c, 1, nil, []string{"10.42.0.7"})
+	must(t, err)
+	if info, err := os.Stat(mounts[i].Source); err != nil || info.Size() > 1<<10 {
+		t.Errorf("/etc/hosts is not put right: %v %v", info, err)
+	}
 }
 
 const hostsHead = `# Kubernetes-managed hosts file.

@@ -36,7 +36,8 @@ type Pods interface {
 	// UID, or runtime.ErrNotFound.
 	Find(pod types.UID, container string) (runtime.Status, error)
 	// NetNS is the path of the pod's network namespace, "" for the machine's.
-	NetNS(pod types.UID) string
+	// It is an error while a pod that has one of its own is not attached.
+	NetNS(pod types.UID) (string, error)
 }
 
 // Config is what a Server works with.

@@ -68,8 +68,14 @@ type host struct {
 	netns  string
 }
 
-func (h *host) Pods() []*v1.Pod        { return h.pods }
-func (h *host) NetNS(types.UID) string { return h.netns }
+func (h *host) Pods() []*v1.Pod { return h.pods }
+
+func (h *host) NetNS(types.UID) (string, error) {
+	if h.netns == "" {
+		return "", errors.New("not attached")
+	}
+	return h.netns, nil
+}
 
 func (h *host) Find(pod types.UID, container string) (runtime.Status, error) {
 	h.mu.Lock()
@@ -502,12 +508,17 @@ func listenIn(t *testing.T, dir string) (netns string, port int) {
 
 func TestPortForward(t *testing.T) {
 	f := newFixture(t)
-	netns, port := listenIn(t, t.TempDir())
-	f.netns = netns
 	transport, upgrader, err := spdy.RoundTripperFor(f.as("admin"))
 	must(t, err)
 	u, err := url.Parse(f.url + "/portForward/ns/p")
 	must(t, err)
+	// A pod without a network must not become a way to the machine's.
+	if conn, _, err := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", u).Dial("portforward.k8s.io"); err == nil {
+		conn.Close()
+		t.Fatal("connected to a pod that is not attached")
+	}
+	netns, port := listenIn(t, t.TempDir())
+	f.netns = netns
 	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", u)
 	stop, ready := make(chan struct{}), make(chan struct{})
 	pf, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, io.Discard)

@@ -114,7 +114,12 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
 	if pod == nil {
 		return
 	}
-	portforward.ServePortForward(w, r, forwarder{s.cfg.Pods.NetNS(pod.UID)}, pod.Name, string(pod.UID), options,
+	netns, err := s.cfg.Pods.NetNS(pod.UID)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	portforward.ServePortForward(w, r, forwarder{netns}, pod.Name, string(pod.UID), options,
 		idle, remotecommand.DefaultStreamCreationTimeout, portforward.SupportedProtocols)
 }
 

@@ -46,21 +46,30 @@ func Cgroup(p *v1.Pod) string {
 	return path.Join("besteffort", name)
 }
 
-// PodResources are those of a pod as a whole. CPU and memory are limited only
-// where the pod itself says so: the limits of its containers hold anyhow, and
-// can so be changed one by one.
+// PodResources are those of a pod as a whole: what it says itself, or what its
+// containers say together, if each of them limits itself. What a container
+// leaves in memory when it ends is then the pod's to pay for.
 func PodResources(p *v1.Pod) runtime.Resources {
 	requests := resourcehelper.PodRequests(p, resourcehelper.PodResourcesOptions{})
+	cpu, memory := true, true
+	limits := resourcehelper.PodLimits(p, resourcehelper.PodResourcesOptions{
+		ContainerFn: func(l v1.ResourceList, _ resourcehelper.ContainerType) {
+			cpu, memory = cpu && !l.Cpu().IsZero(), memory && !l.Memory().IsZero()
+		},
+	})
+	if own := p.Spec.Resources; own != nil {
+		cpu, memory = cpu || !own.Limits.Cpu().IsZero(), memory || !own.Limits.Memory().IsZero()
+	}
 	r := runtime.Resources{CPUShares: minShares, HugePages: hugePages(requests)}
 	if v1qos.GetPodQOS(p) == v1.PodQOSBestEffort {
 		return r
 	}
 	r.CPUShares = shares(requests.Cpu().MilliValue())
-	if own := p.Spec.Resources; own != nil {
-		if q := quota(own.Limits.Cpu().MilliValue()); q > 0 {
-			r.CPUQuota, r.CPUPeriod = q, period
-		}
-		r.Memory = own.Limits.Memory().Value()
+	if q := quota(limits.Cpu().MilliValue()); cpu && q > 0 {
+		r.CPUQuota, r.CPUPeriod = q, period
+	}
+	if memory {
+		r.Memory = limits.Memory().Value()
 	}
 	return r
 }

@@ -102,24 +102,24 @@ func Kill(dir string) error {
 			if err != nil || d.Name() != "cgroup.procs" {
 				return err
 			}
-			pids, err := os.ReadFile(path)
-			if err != nil {
-				return nil // the group is going away
-			}
-			for field := range bytes.FieldsSeq(pids) {
-				pid, err := strconv.Atoi(string(field))
-				if err != nil || pid == 0 {
-					continue
-				}
+			open := map[int]*os.File{}
+			for pid := range members(path) {
 				ticks, err := process.StartTicks(pid)
 				if err != nil {
 					continue
 				}
-				f, err := process.Open(pid, ticks)
-				if err != nil {
-					continue
+				if f, err := process.Open(pid, ticks); err == nil {
+					open[pid] = f
 				}
-				if process.Signal(f, unix.SIGKILL) != nil {
+			}
+			if len(open) == 0 {
+				return nil
+			}
+			// A pid can have come to mean another process before it was
+			// opened, but what is a member now is what was opened.
+			now := members(path)
+			for pid, f := range open {
+				if !now[pid] || process.Signal(f, unix.SIGKILL) != nil {
 					f.Close()
 					continue
 				}
@@ -143,6 +143,22 @@ func Kill(dir string) error {
 		}
 	}
 	return fmt.Errorf("processes in %s fork faster than they can be killed", dir)
+}
+
+// members reads a list of processes; none when the group is going away.
+func members(path string) map[int]bool {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	set := map[int]bool{}
+	for field := range bytes.FieldsSeq(data) {
+		// 0 is a process of a namespace that is not seen from here.
+		if pid, err := strconv.Atoi(string(field)); err == nil && pid != 0 {
+			set[pid] = true
+		}
+	}
+	return set
 }
 
 // SwapLimited tells whether the kernel can be asked to keep a group from

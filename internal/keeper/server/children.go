@@ -73,6 +73,12 @@ func (c *children) reap(pid int) (status unix.WaitStatus, ok bool) {
 	return status, ok
 }
 
+// abandon kills and reaps a child that nobody will watch.
+func (c *children) abandon(pid int) {
+	_ = unix.Kill(pid, unix.SIGKILL) // not reaped yet, so the pid is its own
+	c.reap(pid)
+}
+
 // sweep reaps orphans that have ended. It stops at a child that somebody else
 // will reap, since the kernel shows only the first: whoever does calls sweep
 // again.

@@ -175,13 +175,10 @@ func (s *Server) exec(w *workload, c *client) (int32, error) {
 		}
 		return 0, startError(err)
 	}
-	ticks, err := process.StartTicks(pid)
+	_, pidfd, err := watch(pid)
 	if err != nil {
-		return 0, err
-	}
-	pidfd, err := process.Open(pid, ticks)
-	if err != nil {
-		return 0, err
+		s.children.abandon(pid)
+		return 0, fmt.Errorf("watch process %d: %w", pid, err)
 	}
 	defer pidfd.Close()
 	go func() {

@@ -112,20 +112,26 @@ func (s *Server) launch(w *workload, req *protocol.StartRequest) error {
 		}
 	}
 
-	// From here on the workload runs, whatever else fails.
+	// From here on the workload runs, unless it cannot be watched.
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.rec.Phase, w.rec.PID, w.rec.Started = running, pid, time.Now().UTC()
-	if w.rec.StartTicks, err = process.StartTicks(pid); err != nil {
-		return fmt.Errorf("read start time of %d: %w", pid, err)
-	}
-	if w.pidfd, err = process.Open(pid, w.rec.StartTicks); err != nil {
-		return fmt.Errorf("open pidfd of %d: %w", pid, err)
+	if w.rec.StartTicks, w.pidfd, err = watch(pid); err != nil {
+		s.children.abandon(pid)
+		return fmt.Errorf("watch process %d: %w", pid, err)
 	}
 	if err := w.save(); err != nil {
 		s.log.Error("record of workload not written", "workload", req.Id, "err", err)
 	}
 	return nil
+}
+
+// watch opens a child that was not reaped yet.
+func watch(pid int) (ticks uint64, pidfd *os.File, err error) {
+	if ticks, err = process.StartTicks(pid); err == nil {
+		pidfd, err = process.Open(pid, ticks)
+	}
+	return ticks, pidfd, err
 }
 
 // Names of a workload's FIFOs.

@@ -38,16 +38,14 @@ func (s *Server) Upgrade(ctx context.Context, req *protocol.UpgradeRequest) (*pr
 	s.closing = true
 	s.mu.Unlock()
 	s.starts.Wait()
-	h, err := s.handOver()
-	if err != nil {
-		return nil, err
-	}
-	text, err := json.Marshal(h)
-	if err != nil {
-		return nil, err
-	}
 	s.log.Info("replacing this program", "old", s.binary, "new", req.Binary)
-	err = unix.Exec(req.Binary, []string{req.Binary, "--dir", s.dir}, append(os.Environ(), handoverEnv+"="+string(text)))
+	h, err := s.handOver()
+	if err == nil {
+		var text []byte
+		if text, err = json.Marshal(h); err == nil {
+			err = unix.Exec(req.Binary, []string{req.Binary, "--dir", s.dir}, append(os.Environ(), handoverEnv+"="+string(text)))
+		}
+	}
 	// Its streams are given up already. Ending is safe, returning is not: the
 	// next keeper takes everything over.
 	s.log.Error("program was not replaced", "new", req.Binary, "err", err)

@@ -94,6 +94,11 @@ func (r *Runtime) Start(ctx context.Context, w runtime.Workload) (runtime.Status
 		}
 	}
 	started, err := r.start(ctx, pod, w, dir)
+	if err != nil && ctx.Err() != nil {
+		// The keeper is not interrupted: what it was asked to start runs, or
+		// is about to, from this directory. The next Start finds out.
+		return runtime.Status{}, fmt.Errorf("start %s: %w", w.ID, err)
+	}
 	if err != nil {
 		if cerr := removeAttempt(dir); cerr != nil {
 			r.Log.Error("failed start left something behind", "workload", w.ID.String(), "err", cerr)

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -155,4 +156,50 @@ func TestContract(t *testing.T) {
 	runtimetest.Run(t, func(t *testing.T) (runtime.Runtime, string) {
 		return newMachine(t).Runtime, layer
 	})
+}
+
+// A pod's limits are its own control group's, and change before or after
+// those of its workloads.
+func TestPodLimits(t *testing.T) {
+	m := newMachine(t)
+	b := runtimetest.NewBenchWith(t, m.Runtime, layer, runtime.Pod{Resources: runtime.Resources{
+		Memory: 64 << 20, CPUShares: 512, CPUQuota: 20000, CPUPeriod: 100000,
+	}})
+	memory := func() string {
+		t.Helper()
+		file := filepath.Join("/sys/fs/cgroup/memory", m.podCgroup(b.Pod), "memory.limit_in_bytes")
+		if cgroup.Unified() {
+			file = filepath.Join("/sys/fs/cgroup", m.podCgroup(b.Pod), "memory.max")
+		}
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(data))
+	}
+	w := b.Workload("main", "sleep 1000")
+	w.Resources = b.Pod.Resources
+	b.Start(w)
+	more := runtime.Resources{Memory: 128 << 20, CPUShares: 1024, CPUQuota: 50000, CPUPeriod: 100000}
+	for range 2 {
+		if err := m.UpdatePod(b.Ctx, b.Pod.ID, more); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := m.Update(b.Ctx, w.ID, more); err != nil {
+		t.Fatal(err)
+	}
+	if got := memory(); got != "134217728" {
+		t.Errorf("memory of the pod is limited to %s", got)
+	}
+	// The pod that is opened again is the one that was updated.
+	if err := m.Open(b.Ctx, b.Pod); err != nil {
+		t.Fatal(err)
+	}
+	if got := memory(); got != "134217728" {
+		t.Errorf("memory of the pod is limited to %s after it was opened again", got)
+	}
+	if err := m.UpdatePod(b.Ctx, "nobody", more); !errors.Is(err, runtime.ErrNotFound) {
+		t.Errorf("update of an unknown pod: %v", err)
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 
@@ -34,31 +35,25 @@ func (r *Runtime) Open(ctx context.Context, pod runtime.Pod) error {
 		return fmt.Errorf("%w: %q is no pod identifier", runtime.ErrInvalid, pod.ID)
 	}
 	defer r.locks.lock(pod.ID)()
-	if old, err := r.pod(pod.ID); err == nil {
+	// A record that the machine's failure left empty is written again.
+	old, err := r.pod(pod.ID)
+	if err == nil {
 		pod = old
 	}
-	if err := r.open(ctx, pod); err != nil {
+	if err := r.open(ctx, pod, err == nil); err != nil {
 		return fmt.Errorf("open pod %s: %w", pod.ID, err)
 	}
 	return nil
 }
 
-func (r *Runtime) open(ctx context.Context, pod runtime.Pod) error {
+func (r *Runtime) open(ctx context.Context, pod runtime.Pod, recorded bool) error {
 	dir := r.podDir(pod.ID)
 	ns := filepath.Join(dir, "ns")
 	if err := os.MkdirAll(ns, 0o711); err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(dir, podFile)); err != nil {
-		data, err := json.Marshal(pod)
-		if err != nil {
-			return err
-		}
-		path := filepath.Join(dir, podFile)
-		if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-			return err
-		}
-		if err := os.Rename(path+".new", path); err != nil {
+	if !recorded {
+		if err := r.record(pod); err != nil {
 			return err
 		}
 	}
@@ -80,6 +75,38 @@ func (r *Runtime) open(ctx context.Context, pod runtime.Pod) error {
 	}
 	if pod.SharePID {
 		return r.startPause(ctx, pod)
+	}
+	return nil
+}
+
+func (r *Runtime) record(pod runtime.Pod) error {
+	data, err := json.Marshal(pod)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(r.podDir(pod.ID), podFile)
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// UpdatePod implements runtime.Runtime.
+func (r *Runtime) UpdatePod(_ context.Context, podID string, res runtime.Resources) error {
+	defer r.locks.lock(podID)()
+	pod, err := r.pod(podID)
+	if err != nil {
+		return fmt.Errorf("update pod: %w", err)
+	}
+	if reflect.DeepEqual(pod.Resources, res) {
+		return nil
+	}
+	pod.Resources = res
+	if err = cgroup.Make(r.podCgroup(pod), limits(res)); err == nil {
+		err = r.record(pod)
+	}
+	if err != nil {
+		return fmt.Errorf("update pod %s: %w", podID, err)
 	}
 	return nil
 }

@@ -225,6 +225,54 @@ func TestAgentRestarted(t *testing.T) {
 	}
 }
 
+// A server that ends while a workload is being started must leave to the next
+// one what the keeper then runs.
+func TestStartCutShort(t *testing.T) {
+	m := newMachine(t)
+	b := runtimetest.NewBench(t, m.Runtime, layer)
+	const script = `echo here >/file; trap 'exit 7' TERM; while cat /file; do sleep 0.05; done`
+	w := b.Workload("main", script)
+	state := filepath.Join(m.dir, "keeper", "runc", w.ID.String(), "state.json")
+	ctx, cancel := context.WithCancel(b.Ctx)
+	defer cancel()
+	go func() {
+		for ctx.Err() == nil {
+			if _, err := os.Stat(state); err == nil { // its root is made, it is about to run
+				cancel()
+			}
+		}
+	}()
+	if s, err := m.Start(ctx, w); err == nil {
+		t.Skipf("it was started before it could be cut short: %s", runtimetest.Show(s))
+	}
+	if s := b.Start(w); s.State != runtime.Running {
+		t.Fatalf("started: %s", runtimetest.Show(s))
+	}
+	b.AwaitLog(w, "here\n")
+	if _, err := os.Stat(filepath.Join(m.attemptDir(w.ID), "upper", "file")); err != nil {
+		t.Error("the writable layer is not the one that the workload writes to:", err)
+	}
+	if err := m.Signal(b.Ctx, w.ID, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if s := b.Wait(w.ID); s.ExitCode != 7 {
+		t.Errorf("exit: %s", runtimetest.Show(s))
+	}
+}
+
+// A record is not forced to the disk and may be empty after a power failure.
+func TestEmptyRecordOfPod(t *testing.T) {
+	m := newMachine(t)
+	b := runtimetest.NewBench(t, m.Runtime, layer)
+	if err := os.Truncate(filepath.Join(m.podDir(b.Pod.ID), podFile), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Open(b.Ctx, b.Pod); err != nil {
+		t.Fatal(err)
+	}
+	b.Start(b.Workload("main", "sleep 1000"))
+}
+
 func TestKeeperUpgraded(t *testing.T) {
 	m := newMachine(t)
 	b := runtimetest.NewBench(t, m.Runtime, layer)
