@@ -90,7 +90,11 @@ func (c *Cluster) Deploy(ctx context.Context, a Application, namespace string, r
 			report(o.String(), Failed, plain(err))
 			return d, err
 		}
-		report(o.String(), Done, "applied")
+		if v := p.versions[refOf(o)]; v != "" && v == d.applied[refOf(o)].GetResourceVersion() {
+			report(o.String(), Done, "unchanged")
+		} else {
+			report(o.String(), Done, "applied")
+		}
 	}
 	for _, r := range forRemoval(d.Removed) {
 		report(r.String(), Working, "removing")
@@ -115,6 +119,8 @@ type plan struct {
 	// defines has the kinds that the application itself defines and the
 	// cluster does not know yet, by whether they live in namespaces.
 	defines map[schema.GroupKind]bool
+	// versions has the resource versions that the check found.
+	versions map[Ref]string
 }
 
 func (p *plan) refs() []Ref {
@@ -126,7 +132,7 @@ func (p *plan) refs() []Ref {
 }
 
 func (c *Cluster) plan(ctx context.Context, a Application, namespace string) (*plan, error) {
-	p := &plan{cluster: c, namespace: namespace, creates: map[string]bool{}, defines: definitions(a.Objects)}
+	p := &plan{cluster: c, namespace: namespace, creates: map[string]bool{}, defines: definitions(a.Objects), versions: map[Ref]string{}}
 	named := map[string]bool{namespace: true}
 	given := map[string]bool{}
 	for _, o := range a.Objects {
@@ -210,7 +216,10 @@ func (p *plan) check(ctx context.Context) error {
 		if p.creates[o.GetNamespace()] {
 			err = p.checkElsewhere(ctx, m, o)
 		} else {
-			_, err = p.cluster.patch(ctx, m, o, metav1.DryRunAll)
+			var now *unstructured.Unstructured
+			if now, err = p.cluster.patch(ctx, m, o, metav1.DryRunAll); err == nil {
+				p.versions[refOf(o)] = now.GetResourceVersion()
+			}
 		}
 		if err != nil && !p.comesLater(o, err) && !replaceable(o, err) {
 			return explain(o, err)
@@ -324,7 +333,11 @@ func (c *Cluster) await(ctx context.Context, r Ref, satisfied func(*unstructured
 }
 
 // awaitGone waits until an object does not exist.
+// An object whose kind is gone is gone too.
 func (c *Cluster) awaitGone(ctx context.Context, r Ref) error {
+	if _, err := c.resource(r.gvk()); errors.Is(err, errUnknownKind) {
+		return nil
+	}
 	return c.follow(ctx, r, func(u *unstructured.Unstructured, deleted bool) bool { return deleted || u == nil })
 }
 
@@ -342,7 +355,11 @@ func (c *Cluster) follow(ctx context.Context, r Ref, done func(u *unstructured.U
 	list := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			only(&o)
-			return client.List(ctx, o)
+			l, err := client.List(ctx, o)
+			if notFound(err) { // its kind has been removed, and it with it
+				return &unstructured.UnstructuredList{}, nil
+			}
+			return l, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			only(&o)

@@ -17,6 +17,7 @@ var (
 	typedPatch = regexp.MustCompile(`^failed to create typed patch object \([^)]*\): (?:errors: )?`)
 	undeclared = regexp.MustCompile(`\.?([^\s:]+): field not declared in schema`)
 	cannot     = regexp.MustCompile(`^\S+ in version "[^"]*" cannot be handled as a \S+: (?:strict decoding error: )?`)
+	wrongType  = regexp.MustCompile(`, got &value\.valueUnstructured\{Value:(.*?)\}`)
 	invalid    = regexp.MustCompile(`^\S+ "[^"]*" is invalid: `)
 	duplicate  = regexp.MustCompile(`\s+`)
 )
@@ -32,6 +33,7 @@ func plain(err error) string {
 	text = cannot.ReplaceAllString(text, "")
 	text = invalid.ReplaceAllString(text, "")
 	text = undeclared.ReplaceAllString(text, `unknown field "$1"`)
+	text = wrongType.ReplaceAllString(text, ", got $1")
 	return strings.TrimSpace(duplicate.ReplaceAllString(text, " "))
 }
 

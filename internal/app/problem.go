@@ -26,7 +26,7 @@ func (p Problem) String() string {
 // hopeless are reasons that rarely go away by themselves.
 func (p Problem) hopeless() bool {
 	return slices.Contains([]string{"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull",
-		"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}, p.Reason)
+		"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"}, p.Reason)
 }
 
 // quiet are the reasons of a pod that is on its way.
@@ -66,7 +66,8 @@ func containerProblem(p *corev1.Pod, cs corev1.ContainerStatus) (Problem, bool) 
 			pr.Message = ended(last)
 		}
 	case t != nil && t.ExitCode != 0 && (p.Spec.RestartPolicy == corev1.RestartPolicyNever || p.Status.Phase == corev1.PodFailed):
-		pr.Reason, pr.Message = orElse(t.Reason, "Error"), ended(t)
+		pr.Reason = orElse(t.Reason, "Error")
+		pr.Message = strings.TrimPrefix(ended(t), pr.Reason+", ")
 	default:
 		return pr, false
 	}

@@ -182,6 +182,14 @@ func decodeOne(file string, doc []byte) ([]Object, error) {
 		if err != nil {
 			return nil, err
 		}
+		// Of a ConfigMapList every item is a ConfigMap, said or not.
+		kind := strings.TrimSuffix(u.GetKind(), "List")
+		for i := range list.Items {
+			if item := &list.Items[i]; kind != "" && item.GetKind() == "" && item.GetAPIVersion() == "" {
+				item.SetAPIVersion(u.GetAPIVersion())
+				item.SetKind(kind)
+			}
+		}
 		var objects []Object
 		for i := range list.Items {
 			some, err := check(file, &list.Items[i])

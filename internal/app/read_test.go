@@ -43,6 +43,8 @@ func TestRead(t *testing.T) {
 		{"file of several", map[string]string{"web.yaml": "# nothing\n---\n" + configMap + "---\n" + secret + "---\n"}, "web.yaml", "", "web", "ConfigMap a, Secret b"},
 		{"JSON", map[string]string{"web.json": `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"j"}}`}, "web.json", "", "web", "ConfigMap j"},
 		{"list", map[string]string{"l.yaml": "apiVersion: v1\nkind: List\nitems:\n- " + strings.ReplaceAll(strings.TrimSpace(configMap), "\n", "\n  ")}, "l.yaml", "", "l", "ConfigMap a"},
+		{"list of one kind", map[string]string{"l.yaml": "apiVersion: v1\nkind: ConfigMapList\nitems:\n- metadata: {name: a}\n"}, "l.yaml", "", "l", "ConfigMap a"},
+		{"line ends of Windows", map[string]string{"w.yaml": strings.ReplaceAll(configMap+"---\n---\n"+secret, "\n", "\r\n")}, "w.yaml", "", "w", "ConfigMap a, Secret b"},
 		{"label names it", map[string]string{"1.yaml": configMap, "2.yaml": ofShop}, "", "", "shop", "ConfigMap a, ConfigMap c"},
 		{"the caller names it", map[string]string{"1.yaml": ofBlog, "2.yaml": ofShop}, "", "Both Of Them", "both-of-them", "ConfigMap d, ConfigMap c"},
 		{"kustomization", map[string]string{"kustomization.yaml": "namePrefix: x-\nresources: [a.yaml]\n", "a.yaml": configMap, "b.yaml": secret}, "", "", "my-app", "ConfigMap x-a"},

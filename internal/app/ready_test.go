@@ -1,8 +1,10 @@
 package app
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -74,6 +76,7 @@ func TestProblems(t *testing.T) {
 		{"out of memory", "{status: {containerStatuses: [{name: c, state: {waiting: {reason: CrashLoopBackOff}}, lastState: {terminated: {exitCode: 137, reason: OOMKilled}}}]}}", "CrashLoopBackOff: OOMKilled, exit code 137"},
 		{"no room", "{status: {conditions: [{type: PodScheduled, status: 'False', reason: Unschedulable, message: 0/1 nodes}]}}", "Unschedulable: 0/1 nodes"},
 		{"failed once, tried again", "{spec: {restartPolicy: Always}, status: {containerStatuses: [{name: c, state: {terminated: {exitCode: 1}}}]}}", ""},
+		{"not to be started", "{spec: {restartPolicy: Never}, status: {phase: Failed, containerStatuses: [{name: c, state: {terminated: {exitCode: 128, reason: StartError, message: no such program}}}]}}", "StartError: exit code 128: no such program"},
 		{"failed for good", "{spec: {restartPolicy: Never}, status: {phase: Failed, containerStatuses: [{name: c, state: {terminated: {exitCode: 1}}}]}}", "Error: exit code 1"},
 		{"init first", "{status: {initContainerStatuses: [{name: i, state: {waiting: {reason: InvalidImageName}}}]}}", "InvalidImageName"},
 	} {
@@ -125,6 +128,28 @@ func TestSurvey(t *testing.T) {
 			got := d.survey(objects, c.pods)
 			if len(got) != 1 || got[0].text() != c.want {
 				t.Errorf("got %+v", got)
+			}
+		})
+	}
+}
+
+func TestSettling(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 10, 0, time.UTC)
+	const running = "status: {containerStatuses: [{name: c, state: {running: {startedAt: '2030-01-01T00:00:%s'}}}]}}"
+	for _, c := range []struct {
+		name, text string
+		want       time.Duration
+	}{
+		{"a moment ago", "{spec: {restartPolicy: Always, containers: [{name: c}]}, " + fmt.Sprintf(running, "09Z"), time.Second},
+		{"long ago", "{spec: {restartPolicy: Always, containers: [{name: c}]}, " + fmt.Sprintf(running, "01Z"), 0},
+		{"asked by a probe", "{spec: {restartPolicy: Always, containers: [{name: c, readinessProbe: {tcpSocket: {port: 1}}}]}, " + fmt.Sprintf(running, "09Z"), 0},
+		{"ended already", "{spec: {restartPolicy: Always, containers: [{name: c}]}, status: {containerStatuses: [{name: c, state: {terminated: {exitCode: 1}}}]}}", settle},
+		{"meant to end", "{spec: {restartPolicy: Never, containers: [{name: c}]}, status: {containerStatuses: [{name: c, state: {terminated: {exitCode: 0}}}]}}", 0},
+		{"by a clock ahead of ours", "{spec: {restartPolicy: Always, containers: [{name: c}]}, " + fmt.Sprintf(running, "30Z"), 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := settling([]*corev1.Pod{pod(t, c.text)}, now); got != c.want {
+				t.Errorf("got %v, want %v", got, c.want)
 			}
 		})
 	}

@@ -44,8 +44,9 @@ func (c *Cluster) Wait(ctx context.Context, d Deployment, report Report) error {
 		var broken []string
 		waits := false
 		again = nil
-		for _, s := range state {
+		for i, s := range state {
 			s = c.withLog(ctx, s)
+			state[i] = s
 			report(s.ref.String(), s.state(), s.text())
 			waits = waits || !s.Done
 			key := s.ref.String()
@@ -66,7 +67,11 @@ func (c *Cluster) Wait(ctx context.Context, d Deployment, report Report) error {
 		case len(broken) > 0:
 			return errors.New(strings.Join(broken, "; "))
 		case !waits:
-			return nil
+			left := settling(w.pods(), time.Now())
+			if left <= 0 {
+				return nil
+			}
+			again = time.After(left)
 		}
 		select {
 		case <-w.changed:
@@ -75,6 +80,32 @@ func (c *Cluster) Wait(ctx context.Context, d Deployment, report Report) error {
 			return notReady(state, context.Cause(ctx))
 		}
 	}
+}
+
+// settle is how long a container that no probe asks must have run to be
+// believed: it counts as ready from its first moment, even when it fails in
+// the next. Its start is known in whole seconds.
+const settle = 2 * time.Second
+
+// settling is how long it takes until every container is to be believed.
+func settling(pods []*corev1.Pod, now time.Time) (left time.Duration) {
+	for _, p := range pods {
+		asked := map[string]bool{}
+		for _, c := range p.Spec.Containers {
+			asked[c.Name] = c.ReadinessProbe != nil
+		}
+		for _, cs := range p.Status.ContainerStatuses {
+			r := cs.State.Running
+			switch {
+			case asked[cs.Name] || p.DeletionTimestamp != nil || p.Spec.RestartPolicy != corev1.RestartPolicyAlways:
+			case r == nil: // its workload does not know yet
+				left = settle
+			case !now.Before(r.StartedAt.Time):
+				left = max(left, settle-now.Sub(r.StartedAt.Time))
+			}
+		}
+	}
+	return left
 }
 
 func notReady(state []standing, cause error) error {

@@ -9,10 +9,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
 
 	"tutti.dev/tutti/internal/api"
 )
@@ -37,6 +42,9 @@ type Machine struct {
 // Main runs the command of the arguments (without the program's name) and
 // returns the exit code.
 func Main(ctx context.Context, m Machine, args []string, in io.Reader, out, errs io.Writer) int {
+	// Kubernetes' packages put a flag of theirs, --version, among every
+	// program's; cobra would take it for ours.
+	pflag.CommandLine = pflag.NewFlagSet("tutti", pflag.ContinueOnError)
 	c := &command{machine: m, in: in, out: out, errs: errs}
 	root := c.root()
 	root.SetArgs(args)
@@ -98,6 +106,7 @@ client work with it as they are.`,
   tutti kubectl get pods       any kubectl command
   tutti down shop              remove the application
   tutti stop                   stop this machine and keep its data`,
+		Version:       api.Version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noCommand,
@@ -109,6 +118,10 @@ client work with it as they are.`,
 			}
 			c.dataDir = abs
 			c.started = true
+			if cmd.Name() != "kubectl" && cmd.Name() != "server" { // they have their own ways
+				interruptible(cmd)
+				klog.SetLogger(logr.Discard()) // the client library's; errors reach us as errors
+			}
 			return nil
 		},
 	}
@@ -119,6 +132,8 @@ client work with it as they are.`,
 	root.PersistentFlags().StringVar(&c.dataDir, "data-dir", def, "where this machine keeps everything")
 	// The default shown is the built-in one, whatever the environment says.
 	root.PersistentFlags().Lookup("data-dir").DefValue = api.DefaultDataDir
+	root.Flags().Bool("version", false, "print the version")
+	root.SetVersionTemplate("tutti {{.Version}}\n")
 	root.AddGroup(
 		&cobra.Group{ID: "apps", Title: "Applications:"},
 		&cobra.Group{ID: "machine", Title: "This machine:"},
@@ -137,6 +152,14 @@ client work with it as they are.`,
 	add("", c.version())
 	setHelp(root)
 	return root
+}
+
+// interruptible ends a command's context at the first Ctrl-C, so that it can
+// leave things in order; the second kills it.
+func interruptible(cmd *cobra.Command) {
+	ctx, restore := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, restore)
+	cmd.SetContext(ctx)
 }
 
 // noCommand refuses a word that is no command, and says which was meant.

@@ -38,6 +38,7 @@ Environment:
 `
 
 func setHelp(root *cobra.Command) {
+	cobra.EnableCommandSorting = false // before anything lists the commands
 	root.SetUsageTemplate(usage)
 	root.SetHelpTemplate("{{with (or .Long .Short)}}{{. | trimTrailingWhitespaces}}\n\n{{end}}{{if or .Runnable .HasSubCommands}}{{.UsageString}}{{end}}")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -55,7 +56,6 @@ func setHelp(root *cobra.Command) {
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 		}
 	}
-	cobra.EnableCommandSorting = false
 	var each func(*cobra.Command)
 	each = func(cmd *cobra.Command) {
 		cmd.InitDefaultHelpFlag()

@@ -94,23 +94,31 @@ func (c *command) show(s app.Status) error {
 func (c *command) watch(ctx context.Context, o *app.Observer, all bool) error {
 	screen := progress.NewScreen(c.out)
 	defer screen.Close()
+	var tick <-chan time.Time
+	if screen.Redraws() { // ages grow, windows change their size
+		t := time.NewTicker(time.Second)
+		defer t.Stop()
+		tick = t.C
+	}
 	last := ""
 	for {
 		s := app.Summarize(o.Snapshot(), all)
-		var text bytes.Buffer
+		var same, text bytes.Buffer
+		writeJSON(&same, s) // without ages, which are no news
 		if c.json() {
-			writeJSON(&text, s)
+			text = same
 		} else {
 			printStatus(&text, s, time.Now())
 		}
-		if text.String() != last {
-			last = text.String()
-			screen.Show(last)
+		if screen.Redraws() || same.String() != last {
+			last = same.String()
+			screen.Show(text.String())
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-o.Changed():
+		case <-tick:
 		}
 	}
 }

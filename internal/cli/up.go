@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,14 +102,27 @@ func (c *command) next(pairs ...string) {
 	for i := 0; i < len(pairs); i += 2 {
 		width = max(width, len(pairs[i]))
 	}
+	data := ""
+	if c.dataDir != api.DefaultDataDir && os.Getenv(api.EnvDataDir) != c.dataDir {
+		data = " --data-dir " + c.dataDir
+		if strings.ContainsAny(c.dataDir, " \t'\"$") {
+			data = fmt.Sprintf(" --data-dir %q", c.dataDir)
+		}
+	}
 	fmt.Fprintln(c.out, "\nTry next:")
 	for i := 0; i < len(pairs); i += 2 {
-		data := ""
-		if c.dataDir != api.DefaultDataDir && os.Getenv(api.EnvDataDir) != c.dataDir {
-			data = " --data-dir " + c.dataDir
-		}
-		fmt.Fprintf(c.out, "  %-*s   %s\n", width+len(data), pairs[i]+data, pairs[i+1])
+		text := c.typed() + strings.TrimPrefix(pairs[i], "tutti") + data
+		fmt.Fprintf(c.out, "  %-*s   %s\n", width+len(c.typed())-len("tutti")+len(data), text, pairs[i+1])
 	}
+}
+
+// typed is how a person calls this program: by the path they gave when a
+// shell would not find it by its name.
+func (c *command) typed() string {
+	if _, err := exec.LookPath("tutti"); err != nil && strings.Contains(os.Args[0], "/") {
+		return os.Args[0]
+	}
+	return "tutti"
 }
 
 // deploy deploys one application, waits for it and tells where it is.

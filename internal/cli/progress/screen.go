@@ -12,7 +12,7 @@ import (
 // terminal, one after the other.
 type Screen struct {
 	out      io.Writer
-	height   func() int
+	size     func() (width, height int)
 	terminal bool
 	shown    bool
 }
@@ -22,11 +22,11 @@ func NewScreen(w io.Writer) *Screen {
 	s := &Screen{out: w}
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" {
 		s.terminal = true
-		s.height = func() int {
-			if _, h, err := term.GetSize(int(f.Fd())); err == nil && h > 0 {
-				return h
+		s.size = func() (int, int) {
+			if w, h, err := term.GetSize(int(f.Fd())); err == nil && w > 0 && h > 0 {
+				return w, h
 			}
-			return 24
+			return 80, 24
 		}
 	}
 	return s
@@ -39,8 +39,12 @@ func (s *Screen) Show(text string) {
 		text = "\n" + text
 	case s.terminal:
 		lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-		if most := s.height() - 1; len(lines) > most && most > 0 {
+		width, height := s.size()
+		if most := height - 1; len(lines) > most && most > 0 {
 			lines = lines[:most]
+		}
+		for i, l := range lines {
+			lines[i] = cut(l, width) // one that wraps would move the others
 		}
 		// Home, each line to its end, then everything below.
 		text = strings.Join(lines, "\x1b[K\n") + "\x1b[K\n\x1b[J"
@@ -60,3 +64,6 @@ func (s *Screen) Close() {
 		io.WriteString(s.out, "\x1b[?1049l")
 	}
 }
+
+// Redraws says whether newer texts take the place of older ones.
+func (s *Screen) Redraws() bool { return s.terminal }

@@ -103,7 +103,7 @@ func (r *Runtime) Start(ctx context.Context, w runtime.Workload) (runtime.Status
 		if cerr := removeAttempt(dir); cerr != nil {
 			r.Log.Error("failed start left something behind", "workload", w.ID.String(), "err", cerr)
 		}
-		return runtime.Status{}, fmt.Errorf("start %s: %w", w.ID, convert(err))
+		return runtime.Status{}, fmt.Errorf("start %s: %w", w.Name, convert(err))
 	}
 	return r.status(started), nil
 }
