@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -319,6 +320,18 @@ func (x *actor) cancel(do pod.Action, id runtime.ID) {
 	if u, ok := x.steps[key(do, id)]; ok {
 		u.cancel()
 	}
+}
+
+// othersUnderWay says whether the same is being done to others of the pod.
+func (x *actor) othersUnderWay(s pod.Step) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for k := range x.steps {
+		if k != key(s.Do, s.ID) && strings.HasPrefix(k, string(s.Do)+" ") {
+			return true
+		}
+	}
+	return false
 }
 
 // cancelOthers ends every other step that is under way and waits for that:

@@ -405,7 +405,8 @@ func (x *actor) resize(ctx context.Context, s pod.Step) error {
 	if err := rt.Update(ctx, s.ID, translate.ContainerResources(p, c)); err != nil {
 		return fmt.Errorf("resize %s: %w", s.ID, errors.Join(early, err))
 	}
-	if err := rt.UpdatePod(ctx, x.uid, whole); err != nil {
+	// It can shrink only after the last of its containers.
+	if err := rt.UpdatePod(ctx, x.uid, whole); err != nil && !x.othersUnderWay(s) {
 		return fmt.Errorf("resize %s: %w", s.ID, err)
 	}
 	x.container(s.ID, func(k *pod.Container) { k.Resources = pod.ResourceKey(c) })
