@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -100,6 +101,8 @@ func (o *objects) configMap(ctx context.Context, namespace, name string) (*v1.Co
 	})
 	if err == nil && name == rootCA {
 		o.mu.Lock()
+		// Those of namespaces that have gone would stay for ever.
+		maps.DeleteFunc(o.rootCAs, func(_ string, c cachedRootCA) bool { return time.Since(c.read) >= rootCAFor })
 		o.rootCAs[namespace] = cachedRootCA{cm, time.Now()}
 		o.mu.Unlock()
 	}
