@@ -83,13 +83,17 @@ func (c *control) status(ctx context.Context) (api.ServerStatus, error) {
 // errEnded says that steps ended before one said that all is done.
 var errEnded = errors.New("the server ended")
 
-// follow shows steps until the one named last is done or any fails.
-func follow(steps io.Reader, d *progress.Display, last string) error {
+// follow shows steps until the one named last is done or any fails; each, if
+// not nil, is called with every step.
+func follow(steps io.Reader, d *progress.Display, last string, each func(api.Step)) error {
 	lines := bufio.NewScanner(steps)
 	for lines.Scan() {
 		var s api.Step
 		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
 			return fmt.Errorf("read the server's steps: %w", err)
+		}
+		if each != nil {
+			each(s)
 		}
 		switch {
 		case s.State == api.StepFailed:
