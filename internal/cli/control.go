@@ -50,7 +50,8 @@ func (c *control) ask(ctx context.Context, method, path string) (io.ReadCloser, 
 	}
 	resp, err := c.http.Do(req)
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR),
+		errors.Is(err, syscall.EINVAL): // a path too long for a socket: none is there
 		return nil, errNotRunning
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%s is for root only; use sudo", c.dir.Socket())

@@ -45,7 +45,7 @@ func TestApplicationWithItsOwnKind(t *testing.T) {
 	if log := n.kubectl("logs", "-n", "own", "job/j"); strings.TrimSpace(log) != "two" {
 		t.Errorf("the Job says %q", log)
 	}
-	n.ok(n.Tutti("down", "own", "--timeout", "40s"))
+	n.ok(n.Tutti("down", "own"))
 	complains(t, n.Tutti("down", "own"), 1, "no application own is deployed")
 }
 
