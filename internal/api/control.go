@@ -42,5 +42,9 @@ type Step struct {
 	Message string        `json:"message,omitempty"` // why it failed
 }
 
+// StepChecks is the name of a start's first step: with the next one the
+// control socket is there.
+const StepChecks = "checks"
+
 // StepReady is the name of the step that ends a successful start.
 const StepReady = "ready"

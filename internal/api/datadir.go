@@ -32,9 +32,16 @@ func (d DataDir) Config() string { return d.join("config.json") }
 // Log is where a server in the background writes.
 func (d DataDir) Log() string { return d.join("log", "tutti.log") }
 
+// longest is how long its path may be: the kernel takes 107 bytes for that of
+// a socket.
+const longest = 107 - len("/tutti.sock")
+
 // Check refuses a directory that holds what is not tutti's. A directory that
 // is absent, empty, or was never finished by a start that failed, is new.
 func (d DataDir) Check() (isNew bool, err error) {
+	if len(d) > longest {
+		return false, fmt.Errorf("the path of the data directory %s is too long for the sockets in it: %d bytes, at most %d; choose another with --data-dir", d, len(d), longest)
+	}
 	if _, err := os.Stat(d.Config()); err == nil {
 		return false, nil
 	}

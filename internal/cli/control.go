@@ -50,7 +50,8 @@ func (c *control) ask(ctx context.Context, method, path string) (io.ReadCloser, 
 	}
 	resp, err := c.http.Do(req)
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR),
+		errors.Is(err, syscall.EINVAL): // a path too long for a socket: none is there
 		return nil, errNotRunning
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%s is for root only; use sudo", c.dir.Socket())
@@ -83,13 +84,17 @@ func (c *control) status(ctx context.Context) (api.ServerStatus, error) {
 // errEnded says that steps ended before one said that all is done.
 var errEnded = errors.New("the server ended")
 
-// follow shows steps until the one named last is done or any fails.
-func follow(steps io.Reader, d *progress.Display, last string) error {
+// follow shows steps until the one named last is done or any fails; each, if
+// not nil, is called with every step.
+func follow(steps io.Reader, d *progress.Display, last string, each func(api.Step)) error {
 	lines := bufio.NewScanner(steps)
 	for lines.Scan() {
 		var s api.Step
 		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
 			return fmt.Errorf("read the server's steps: %w", err)
+		}
+		if each != nil {
+			each(s)
 		}
 		switch {
 		case s.State == api.StepFailed:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -60,7 +59,7 @@ func (c *command) join(ctx context.Context, ctl *control, d *progress.Display) e
 		return err
 	}
 	defer steps.Close()
-	return c.why(follow(steps, d, api.StepReady))
+	return c.why(follow(steps, d, api.StepReady, nil))
 }
 
 // why says where to look when a server ended without a word.
@@ -97,7 +96,8 @@ func removeUnused(dir api.DataDir) {
 }
 
 // spawn runs this program as a server in a session of its own and follows its
-// start on a pipe. listening is called when the server can be asked.
+// start on a pipe. listening is called, again and again, once the server can be
+// asked.
 func (c *command) spawn(ctx context.Context, s api.Settings, d *progress.Display, listening func()) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -127,26 +127,15 @@ func (c *command) spawn(ctx context.Context, s api.Settings, d *progress.Display
 
 	stop := context.AfterFunc(ctx, func() { steps.Close() })
 	defer stop()
-	err = follow(&firstRead{Reader: steps, then: listening}, d, api.StepReady)
+	err = follow(steps, d, api.StepReady, func(s api.Step) {
+		if s.Name != api.StepChecks { // the socket is there from then on
+			listening()
+		}
+	})
 	if ctx.Err() != nil {
 		return fmt.Errorf("interrupted; the server goes on starting, `tutti stop` ends it")
 	}
 	return c.why(err)
-}
-
-// firstRead calls then after the first bytes.
-type firstRead struct {
-	io.Reader
-	then func()
-}
-
-func (r *firstRead) Read(p []byte) (int, error) {
-	n, err := r.Reader.Read(p)
-	if n > 0 && r.then != nil {
-		r.then()
-		r.then = nil
-	}
-	return n, err
 }
 
 // settingsFlags are the flags of both `up` and `server`.

@@ -71,7 +71,7 @@ func (c *command) runStop(ctx context.Context, purge bool) error {
 		return err
 	default:
 		// It ends the stream by ending itself: the lock below tells the truth.
-		err := follow(steps, d, "")
+		err := follow(steps, d, "", nil)
 		steps.Close()
 		if err != nil && !errors.Is(err, errEnded) {
 			return err

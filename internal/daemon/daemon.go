@@ -58,7 +58,7 @@ func Run(ctx context.Context, o Options) error {
 	s := &server{dir: o.Dir, log: o.Log, start: newSteps(o.Progress), parts: newParts(o.Log)}
 	defer s.start.end()
 	var unlock func()
-	err := s.start.do("checks", func() (err error) {
+	err := s.start.do(api.StepChecks, func() (err error) {
 		unlock, err = s.claim(o.Settings)
 		return err
 	})

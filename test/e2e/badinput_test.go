@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -90,7 +91,16 @@ func TestDiskFull(t *testing.T) {
 }
 
 func TestTwoOnOneDataDirectory(t *testing.T) {
-	n := running(t)
+	n := empty(t)
+	var ups [3]machine.Result
+	var wg sync.WaitGroup
+	for i := range ups { // one starts it, the others wait for that
+		wg.Go(func() { ups[i] = n.Tutti("up") })
+	}
+	wg.Wait()
+	for _, r := range ups {
+		n.ok(r)
+	}
 	server, err := n.Server()
 	if err != nil {
 		t.Fatal(err)
