@@ -103,7 +103,7 @@ func (c containers) CollectWithStability(ch chan<- metrics.Metric) {
 				own.gauge(cpuQuota, float64(milli*period/1000))
 			}
 			// All containers have the network of the pod.
-			if !seen && s.cfg.Pods.NetNS(p.UID) != "" {
+			if netns, err := s.cfg.Pods.NetNS(p.UID); !seen && err == nil && netns != "" {
 				seen = true
 				series{ch, u.Time, []string{"", "", "", "", p.Namespace, p.Name}}.network(status.PID)
 			}
