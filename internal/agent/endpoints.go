@@ -10,7 +10,10 @@ import (
 	"strconv"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+	"k8s.io/utils/ptr"
 
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/serve"
@@ -29,6 +32,7 @@ func (a *Agent) serve(ctx context.Context) error {
 			c, err := tls.LoadX509KeyPair(a.CertFile, a.KeyFile)
 			return &c, err
 		},
+		Configuration: a.configuration(),
 	})
 	if err != nil {
 		return err
@@ -38,6 +42,27 @@ func (a *Agent) serve(ctx context.Context) error {
 		return fmt.Errorf("listen for the kubelet endpoints: %w", err)
 	}
 	return s.Serve(ctx, l)
+}
+
+// configuration is what of a kubelet's configuration there is here.
+func (a *Agent) configuration() kubeletconfig.KubeletConfiguration {
+	return kubeletconfig.KubeletConfiguration{
+		TypeMeta:          metav1.TypeMeta{APIVersion: kubeletconfig.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
+		Port:              int32(a.Port),
+		TLSCertFile:       a.CertFile,
+		TLSPrivateKeyFile: a.KeyFile,
+		Authentication: kubeletconfig.KubeletAuthentication{
+			X509:      kubeletconfig.KubeletX509Authentication{ClientCAFile: a.ClientCAFile},
+			Webhook:   kubeletconfig.KubeletWebhookAuthentication{Enabled: ptr.To(true)},
+			Anonymous: kubeletconfig.KubeletAnonymousAuthentication{Enabled: ptr.To(false)},
+		},
+		Authorization: kubeletconfig.KubeletAuthorization{Mode: kubeletconfig.KubeletAuthorizationModeWebhook},
+		ClusterDomain: a.ClusterDomain,
+		ClusterDNS:    []string{a.ClusterDNS.String()},
+		MaxPods:       int32(a.MaxPods),
+		CgroupDriver:  "cgroupfs",
+		FailSwapOn:    ptr.To(false),
+	}
 }
 
 // Pods are the pods of this node, with their status as it is here. Those that

@@ -44,6 +44,7 @@ import (
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 
 	"tutti.dev/tutti/internal/controlplane/inprocess"
+	"tutti.dev/tutti/internal/controlplane/metrics"
 	"tutti.dev/tutti/internal/controlplane/pki"
 )
 
@@ -127,9 +128,13 @@ func newAPIServer(ctx context.Context, cfg Config, files *pki.Files, listener ne
 	if err != nil {
 		return nil, fmt.Errorf("build the API server: %w", err)
 	}
+	shared := config.KubeAPIs.ControlPlane.VersionedInformers
+	if err := metrics.Install(aggregator.GenericAPIServer, shared, config.KubeAPIs.Extra.KubeletClientConfig, cfg.Log); err != nil {
+		return nil, err
+	}
 	// Watches from outside would hold the listener's end for as long as a request may take.
 	aggregator.GenericAPIServer.ShutdownTimeout = drainTimeout
-	return &apiServer{aggregator: aggregator, informers: config.KubeAPIs.ControlPlane.VersionedInformers}, nil
+	return &apiServer{aggregator: aggregator, informers: shared}, nil
 }
 
 // run serves the listener and local until ctx ends and requests have drained.
@@ -211,7 +216,7 @@ func genericConfig(opts options.CompletedOptions, loopback *rest.Config) (*gener
 		return fail("API groups", err)
 	}
 	definitions := openapi.GetOpenAPIDefinitionsWithoutDisabledFeatures(generatedopenapi.GetOpenAPIDefinitions)
-	namer := openapinamer.NewDefinitionNamer(legacyscheme.Scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme)
+	namer := openapinamer.NewDefinitionNamer(legacyscheme.Scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme, metrics.Scheme)
 	c.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(definitions, namer)
 	c.OpenAPIConfig.Info.Title = "Kubernetes"
 	c.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(definitions, namer)

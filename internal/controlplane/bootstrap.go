@@ -15,7 +15,10 @@ import (
 	applyrbac "k8s.io/client-go/applyconfigurations/rbac/v1"
 	applystorage "k8s.io/client-go/applyconfigurations/storage/v1"
 	"k8s.io/client-go/kubernetes"
+	applyregistration "k8s.io/kube-aggregator/pkg/client/applyconfiguration/apiregistration/v1"
+	registration "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset/typed/apiregistration/v1"
 
+	"tutti.dev/tutti/internal/controlplane/metrics"
 	"tutti.dev/tutti/internal/controlplane/pki"
 )
 
@@ -117,9 +120,13 @@ func rule(groups, resources []string, verbs ...string) *applyrbac.PolicyRuleAppl
 	return applyrbac.PolicyRule().WithAPIGroups(groups...).WithResources(resources...).WithVerbs(verbs...)
 }
 
-// ownRoles are the rights of tutti's own identities.
+// ownRoles are the rights of tutti's own identities, and what the cluster's roles gain by what tutti serves.
 func ownRoles() []*applyrbac.ClusterRoleApplyConfiguration {
 	return []*applyrbac.ClusterRoleApplyConfiguration{
+		// Those who may view pods may see what they use.
+		applyrbac.ClusterRole("tutti:metrics-reader").
+			WithLabels(map[string]string{rbacGroup + "/aggregate-to-view": "true"}).
+			WithRules(rule([]string{metrics.Group}, []string{"nodes", "pods"}, "get", "list")),
 		applyrbac.ClusterRole(DNSUser).WithRules(
 			rule([]string{""}, []string{"services"}, "list", "watch"),
 			rule([]string{"discovery.k8s.io"}, []string{"endpointslices"}, "list", "watch"),
@@ -132,6 +139,17 @@ func ownRoles() []*applyrbac.ClusterRoleApplyConfiguration {
 			rule([]string{"", "events.k8s.io"}, []string{"events"}, "create", "update", "patch"),
 		),
 	}
+}
+
+// registerMetrics puts metrics.k8s.io on the list of API groups. No Service is named: this server has it.
+func registerMetrics(ctx context.Context, client registration.APIServiceInterface) error {
+	name := metrics.Version + "." + metrics.Group
+	service := applyregistration.APIService(name).WithSpec(applyregistration.APIServiceSpec().
+		WithGroup(metrics.Group).WithVersion(metrics.Version).WithGroupPriorityMinimum(100).WithVersionPriority(100))
+	if _, err := client.Apply(ctx, service, metav1.ApplyOptions{FieldManager: fieldManager, Force: true}); err != nil {
+		return fmt.Errorf("apply API service %s: %w", name, err)
+	}
+	return nil
 }
 
 // ownBindings give users their roles. system:kube-proxy has its own from Kubernetes.

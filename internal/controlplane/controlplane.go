@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
+	registration "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset/typed/apiregistration/v1"
 
 	"tutti.dev/tutti/internal/controlplane/inprocess"
 	"tutti.dev/tutti/internal/controlplane/pki"
@@ -302,6 +303,10 @@ func (cp *ControlPlane) start(starting, running context.Context, g *errgroup.Gro
 	if err != nil {
 		return fmt.Errorf("make the bootstrap client: %w", err)
 	}
+	registrations, err := registration.NewForConfig(rest.AddUserAgent(cp.Client(Admin()), "bootstrap"))
+	if err != nil {
+		return fmt.Errorf("make the bootstrap client: %w", err)
+	}
 	if err := healthy(starting, admin, "/livez/ping"); err != nil {
 		return err
 	}
@@ -316,6 +321,7 @@ func (cp *ControlPlane) start(starting, running context.Context, g *errgroup.Gro
 
 	up, starting := errgroup.WithContext(starting)
 	up.Go(func() error { return bootstrap(starting, admin, cp.cfg) })
+	up.Go(func() error { return registerMetrics(starting, registrations.APIServices()) })
 	up.Go(func() error { return healthy(starting, admin, "/readyz") })
 	up.Go(func() error {
 		c, err := newControllers(running, cp.cfg, cp.files, cp.Client)

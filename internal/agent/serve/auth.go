@@ -92,6 +92,8 @@ func subresources(path string) []string {
 		return []string{"metrics"}
 	case below("/pods"), below("/runningpods"):
 		return []string{"pods", "proxy"}
+	case below("/configz"):
+		return []string{"configz", "proxy"}
 	case below("/healthz"):
 		return []string{"healthz", "proxy"}
 	}

@@ -11,16 +11,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/metrics"
 	"k8s.io/component-base/metrics/legacyregistry"
+	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/kubernetes/pkg/kubelet/metrics/collectors"
 
 	"tutti.dev/tutti/internal/runtime"
@@ -53,7 +56,9 @@ type Config struct {
 	// Client asks who a token belongs to and what its owner may do, with the
 	// node's identity.
 	Client kubernetes.Interface
-	Log    *slog.Logger // may be nil
+	// Configuration is what the node tells of itself in a kubelet's words.
+	Configuration kubeletconfig.KubeletConfiguration
+	Log           *slog.Logger // may be nil
 }
 
 // Server answers on the kubelet port.
@@ -95,9 +100,15 @@ func (s *Server) routes() http.Handler {
 	}
 	mux.HandleFunc("GET /stats/summary", s.summary)
 	mux.Handle("GET /metrics", legacyregistry.Handler())
-	resources := metrics.NewKubeRegistry()
-	resources.CustomMustRegister(collectors.NewResourceMetricsCollector(s))
-	mux.Handle("GET /metrics/resource", metrics.HandlerFor(resources, metrics.HandlerOpts{ErrorHandling: metrics.ContinueOnError}))
+	for path, collector := range map[string]metrics.StableCollector{
+		"/metrics/resource": collectors.NewResourceMetricsCollector(s),
+		"/metrics/cadvisor": &containers{server: s},
+	} {
+		registry := metrics.NewKubeRegistry()
+		registry.CustomMustRegister(collector)
+		mux.Handle("GET "+path, metrics.HandlerFor(registry, metrics.HandlerOpts{ErrorHandling: metrics.ContinueOnError}))
+	}
+	mux.HandleFunc("GET /configz", s.configz)
 	return mux
 }
 
@@ -179,6 +190,19 @@ func (s *Server) writePods(w http.ResponseWriter, which func(*v1.Pod) bool) {
 		}
 	}
 	s.writeJSON(w, list)
+}
+
+// configz answers with the configuration under the name that a kubelet gives
+// it.
+func (s *Server) configz(w http.ResponseWriter, _ *http.Request) {
+	set, err := k8sruntime.DefaultUnstructuredConverter.ToUnstructured(&s.cfg.Configuration)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	// Durations that are not set would be written as if they were.
+	maps.DeleteFunc(set, func(_ string, v any) bool { return v == "0s" })
+	s.writeJSON(w, map[string]any{"kubeletconfig": set})
 }
 
 func (s *Server) writeJSON(w http.ResponseWriter, v any) {

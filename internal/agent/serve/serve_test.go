@@ -35,6 +35,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -43,6 +44,7 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/transport/spdy"
 	utilexec "k8s.io/client-go/util/exec"
+	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"tutti.dev/tutti/internal/runtime"
@@ -212,7 +214,7 @@ func newFixture(t *testing.T) *fixture {
 	h := &host{pods: []*v1.Pod{testPod()}, status: map[runtime.ID]runtime.Status{}}
 	for attempt, state := range []runtime.State{runtime.Exited, runtime.Running} {
 		id := runtime.ID{Pod: uid, Name: "c", Attempt: attempt}
-		h.status[id] = runtime.Status{ID: id, State: state, StartedAt: time.Unix(1700000000, 0)}
+		h.status[id] = runtime.Status{ID: id, State: state, PID: os.Getpid(), StartedAt: time.Unix(1700000000, 0)}
 	}
 	dir := t.TempDir()
 	certPEM, keyPEM := ca.sign(t, "n1", x509.ExtKeyUsageServerAuth)
@@ -220,7 +222,8 @@ func newFixture(t *testing.T) *fixture {
 	must(t, err)
 	s, err := New(Config{
 		NodeName: "n1", Pods: h, Runtime: h, Dir: dir, Client: client, ClientCA: ca.pem,
-		Certificate: func() (*tls.Certificate, error) { return &cert, nil },
+		Configuration: kubeletconfig.KubeletConfiguration{Port: 10250, MaxPods: 7},
+		Certificate:   func() (*tls.Certificate, error) { return &cert, nil },
 	})
 	must(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -290,6 +293,8 @@ func TestAuthorization(t *testing.T) {
 		{"reader", "/exec/ns/p/c?command=true&output=1", http.StatusForbidden},
 		{"admin", "/pods", http.StatusOK},
 		{"admin", "/healthz", http.StatusOK},
+		{"reader", "/metrics/cadvisor", http.StatusOK},
+		{"reader", "/configz", http.StatusForbidden},
 		{"admin", "/nothing", http.StatusNotFound},
 	} {
 		client, err := rest.HTTPClientFor(f.as(test.user))
@@ -587,5 +592,84 @@ func TestPodsAndStats(t *testing.T) {
 	}
 	if code, body := f.get("/metrics"); code != http.StatusOK || !strings.Contains(body, "go_goroutines") {
 		t.Errorf("/metrics: %d", code)
+	}
+}
+
+func TestCAdvisor(t *testing.T) {
+	f := newFixture(t)
+	f.pods[0].Spec.Containers[0].Image = "busybox:1"
+	f.pods[0].Spec.Containers[0].Resources.Limits = v1.ResourceList{
+		v1.ResourceCPU: resource.MustParse("200m"), v1.ResourceMemory: resource.MustParse("64Mi")}
+	_, body := f.get("/metrics/cadvisor")
+	own := cgroup(os.Getpid())
+	if !strings.HasPrefix(own, "/") {
+		t.Errorf("own control group %q", own)
+	}
+	c := fmt.Sprintf(`{container="c",%%sid="%s",image="busybox:1",name="8f1a_c_1",namespace="ns",pod="p"} %%s`, own)
+	for name, want := range map[string]string{
+		"container_memory_usage_bytes":       "6.7108864e+07 ",
+		"container_memory_working_set_bytes": "3.3554432e+07 ",
+		"container_processes":                "2 ",
+		"container_start_time_seconds":       "1.7e+09 ",
+		"container_spec_cpu_period":          "100000 ",
+		"container_spec_cpu_quota":           "20000 ",
+		"container_spec_memory_limit_bytes":  "6.7108864e+07 ",
+	} {
+		if want = name + fmt.Sprintf(c, "", want); !strings.Contains(body, want) {
+			t.Errorf("no %s in:\n%s", want, body)
+		}
+	}
+	for _, want := range []string{
+		"container_cpu_usage_seconds_total" + fmt.Sprintf(c, `cpu="total",`, "3 "),
+		"container_fs_usage_bytes" + fmt.Sprintf(c, `device="",`, "4096 "),
+		`container_cpu_usage_seconds_total{container="",cpu="total",id="/",image="",name="",namespace="",pod=""} `,
+		`container_memory_working_set_bytes{container="",id="/",image="",name="",namespace="",pod=""} `,
+		"machine_memory_bytes ",
+	} {
+		if !strings.Contains(body, want) {
+			t.Errorf("no %s in:\n%s", want, body)
+		}
+	}
+	if strings.Contains(body, `container="new"`) {
+		t.Errorf("a container that does not run:\n%s", body)
+	}
+}
+
+// What went over a pod's own link is told, and what stayed in it is not.
+func TestCAdvisorNetwork(t *testing.T) {
+	f := newFixture(t)
+	netns, _ := listenIn(t, t.TempDir())
+	f.netns = netns
+	cmd := exec.Command("nsenter", "--net="+netns, "sh", "-c", "ip link add eth0 type veth peer name other && exec sleep 60")
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	id := runtime.ID{Pod: uid, Name: "c", Attempt: 1}
+	f.mu.Lock()
+	f.status[id] = runtime.Status{ID: id, State: runtime.Running, PID: cmd.Process.Pid}
+	f.mu.Unlock()
+	for deadline := time.Now().Add(limit); ; {
+		_, body := f.get("/metrics/cadvisor")
+		if strings.Contains(body, `container_network_transmit_bytes_total{container="",id="",image="",interface="eth0",name="",namespace="ns",pod="p"} 0 `) {
+			if strings.Contains(body, `interface="lo"`) {
+				t.Errorf("loopback is told:\n%s", body)
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no eth0 in:\n%s", body)
+		}
+	}
+}
+
+func TestConfigz(t *testing.T) {
+	f := newFixture(t)
+	code, body := f.get("/configz")
+	var answer struct{ KubeletConfig map[string]any }
+	must(t, json.Unmarshal([]byte(body), &answer))
+	if c := answer.KubeletConfig; code != http.StatusOK || c["maxPods"] != 7.0 || c["port"] != 10250.0 || c["syncFrequency"] != nil {
+		t.Errorf("%d %s", code, body)
 	}
 }

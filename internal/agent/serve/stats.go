@@ -88,15 +88,7 @@ func (s *Server) GetCPUAndMemoryStats(ctx context.Context) (*stats.Summary, erro
 			Containers: []stats.ContainerStats{},
 		}
 		var cpu, memory, workSet, processes uint64
-		podutil.VisitContainers(&p.Spec, podutil.AllContainers, func(c *v1.Container, _ podutil.ContainerType) bool {
-			status, err := s.cfg.Pods.Find(p.UID, c.Name)
-			if err != nil || status.State != runtime.Running {
-				return true
-			}
-			u, err := s.cfg.Runtime.Stats(ctx, status.ID)
-			if err != nil {
-				return true
-			}
+		s.running(ctx, p, func(c *v1.Container, status runtime.Status, u runtime.Stats) {
 			at := metav1.NewTime(u.Time)
 			ps.Containers = append(ps.Containers, stats.ContainerStats{
 				Name:      c.Name,
@@ -106,7 +98,6 @@ func (s *Server) GetCPUAndMemoryStats(ctx context.Context) (*stats.Summary, erro
 				Rootfs:    &stats.FsStats{Time: at, UsedBytes: ptr.To(uint64(u.WritableLayer))},
 			})
 			cpu, memory, workSet, processes = cpu+uint64(u.CPU), memory+uint64(u.Memory), workSet+uint64(u.WorkSet), processes+uint64(u.Processes)
-			return true
 		})
 		if len(ps.Containers) > 0 {
 			now := metav1.Now()
@@ -117,6 +108,21 @@ func (s *Server) GetCPUAndMemoryStats(ctx context.Context) (*stats.Summary, erro
 		summary.Pods = append(summary.Pods, ps)
 	}
 	return summary, nil
+}
+
+// running calls f with each running container of a pod and what it uses. One
+// that ends meanwhile is left out.
+func (s *Server) running(ctx context.Context, p *v1.Pod, f func(*v1.Container, runtime.Status, runtime.Stats)) {
+	podutil.VisitContainers(&p.Spec, podutil.AllContainers, func(c *v1.Container, _ podutil.ContainerType) bool {
+		status, err := s.cfg.Pods.Find(p.UID, c.Name)
+		if err != nil || status.State != runtime.Running {
+			return true
+		}
+		if u, err := s.cfg.Runtime.Stats(ctx, status.ID); err == nil {
+			f(c, status, u)
+		}
+		return true
+	})
 }
 
 func (s *Server) node() (stats.NodeStats, error) {
