@@ -56,7 +56,7 @@ var borrowers = map[string][]string{
 	"proxy":        nil,
 	"agent": {
 		"/pkg/api", "/pkg/apis/core", "/pkg/credentialprovider", "/pkg/features", "/pkg/fieldpath", "/pkg/kubelet/", "/pkg/probe",
-		"/pkg/scheduler/framework", "/pkg/securitycontext", "/pkg/util/", "/pkg/volume", "/third_party/forked/golang/expansion",
+		"/pkg/scheduler/framework", "/pkg/security/apparmor", "/pkg/securitycontext", "/pkg/util/", "/pkg/volume", "/third_party/forked/golang/expansion",
 	},
 }
 

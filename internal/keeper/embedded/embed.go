@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 //go:embed tutti-keeper
@@ -31,14 +32,40 @@ func Install(dir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
+	name, err := write(dir)
+	if err != nil {
+		return "", fmt.Errorf("install keeper in %s: %w", dir, err)
+	}
+	defer os.Remove(name)
+	return path, os.Rename(name, path)
+}
+
+// write puts the program into a new file in dir, on the disk.
+func write(dir string) (name string, err error) {
+	// A program that is forked meanwhile would hold the file open for writing
+	// until it is executed, and nobody can execute a file that somebody may
+	// write to: go.dev/issue/22315. So nothing is forked meanwhile.
+	syscall.ForkLock.RLock()
 	f, err := os.CreateTemp(dir, ".tutti-keeper-")
+	if err == nil {
+		_, err = f.Write(program)
+		err = errors.Join(err, f.Chmod(0o755), f.Close())
+	}
+	syscall.ForkLock.RUnlock()
+	if f == nil {
+		return "", err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
 	if err != nil {
 		return "", err
 	}
-	defer os.Remove(f.Name())
-	_, werr := f.Write(program)
-	if err := errors.Join(werr, f.Chmod(0o755), f.Sync(), f.Close()); err != nil {
-		return "", fmt.Errorf("install keeper in %s: %w", dir, err)
+	r, err := os.Open(f.Name())
+	if err != nil {
+		return "", err
 	}
-	return path, os.Rename(f.Name(), path)
+	return f.Name(), errors.Join(r.Sync(), r.Close())
 }

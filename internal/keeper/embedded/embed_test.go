@@ -1,9 +1,11 @@
 package embedded
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 )
 
@@ -23,5 +25,30 @@ func TestInstall(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 {
 		t.Errorf("%d files: %v", len(entries), err)
+	}
+}
+
+// What the process forks meanwhile must not keep the program from being
+// executed ("text file busy").
+func TestInstallAmongForks(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var forks sync.WaitGroup
+	defer forks.Wait()
+	defer cancel()
+	for range 4 {
+		forks.Go(func() {
+			for ctx.Err() == nil {
+				_ = exec.CommandContext(ctx, "/bin/true").Run()
+			}
+		})
+	}
+	for range 30 {
+		path, err := Install(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(path, "check").CombinedOutput(); err != nil {
+			t.Fatalf("installed program: %v: %s", err, out)
+		}
 	}
 }
