@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net/netip"
 
+	"github.com/distribution/reference"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -44,7 +45,10 @@ type Config struct {
 	// Runtimes by handler, as RuntimeClasses name them; "" is the default.
 	Runtimes map[string]runtime.Runtime
 	Images   image.Store
-	Network  Network
+	// RegistryAuth is by what a pod of the namespace may pull the image
+	// without a pull secret, if by anything; nil is by nothing.
+	RegistryAuth func(namespace string, ref reference.Named) (image.Auth, bool)
+	Network      Network
 	// Volumes and Probes are the agent's own when nil.
 	Volumes Volumes
 	Probes  Probes

@@ -84,7 +84,8 @@ func (x *actor) pull(ctx context.Context, p *v1.Pod, c *v1.Container, ref refere
 	return img, nil
 }
 
-// auths are the credentials that the pod's pull secrets hold for an image.
+// auths are the credentials that the pod's pull secrets hold for an image, and
+// what its namespace gives it.
 func (a *Agent) auths(ctx context.Context, p *v1.Pod, ref reference.Named) ([]image.Auth, error) {
 	var list []v1.Secret
 	for _, s := range p.Spec.ImagePullSecrets {
@@ -105,6 +106,11 @@ func (a *Agent) auths(ctx context.Context, p *v1.Pod, ref reference.Named) ([]im
 	var auths []image.Auth
 	for _, f := range found {
 		auths = append(auths, image.Auth{Username: f.Username, Password: f.Password, IdentityToken: f.IdentityToken, RegistryToken: f.RegistryToken})
+	}
+	if a.RegistryAuth != nil {
+		if own, ok := a.RegistryAuth(p.Namespace, ref); ok {
+			auths = append(auths, own)
+		}
 	}
 	return auths, nil
 }

@@ -34,6 +34,16 @@ const EnvDataDir = "TUTTI_DATA_DIR"
 // DefaultDataDir is where everything of a machine is kept.
 const DefaultDataDir = "/var/lib/tutti"
 
+// RegistryGroup is the API group by which roles speak of the registry. Its one
+// resource is virtual: nothing is stored in the API.
+const (
+	RegistryGroup    = "registry.tutti.dev"
+	RegistryResource = "repositories"
+)
+
+// NoRegistry as a port means that there is no registry.
+const NoRegistry = -1
+
 // Settings are what a machine is told once and keeps: they are written to
 // DataDir.Config at the first start. Empty fields mean the defaults.
 type Settings struct {
@@ -42,6 +52,9 @@ type Settings struct {
 	Address string `json:"address,omitempty"`
 	// Port of the API.
 	Port int `json:"port,omitempty"`
+	// RegistryPort is where images are served, next to the API's addresses;
+	// NoRegistry turns that off.
+	RegistryPort int `json:"registryPort,omitempty"`
 	// NodeName is how the cluster calls this machine.
 	NodeName string `json:"nodeName,omitempty"`
 	// ClusterCIDR and ServiceCIDR are where pods and Services get addresses.

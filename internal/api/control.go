@@ -15,6 +15,10 @@ const (
 	PathStop = "/stop"
 	// PathImages is the root of the image store's own language.
 	PathImages = "/images"
+	// PathCollect takes POST and removes what no image needs from the
+	// registry; with ?untagged=true images without a tag too. It waits until
+	// nobody pushes, and answers with Collected or an error's text.
+	PathCollect = "/registry/collect"
 )
 
 // ServerStatus is what a server says of itself.
@@ -23,6 +27,11 @@ type ServerStatus struct {
 	PID     int    `json:"pid"`
 	Version string `json:"version"`
 	Steps   []Step `json:"steps,omitempty"`
+}
+
+// Collected is what a collection of the registry's garbage did.
+type Collected struct {
+	Freed int64 `json:"freed"` // bytes
 }
 
 // StepState is where a step is.

@@ -2,17 +2,23 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
+	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/distribution/reference"
 	units "github.com/docker/go-units"
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/duration"
 
+	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/cli/progress"
 	"tutti.dev/tutti/internal/image"
 )
@@ -24,11 +30,12 @@ func (c *command) image() *cobra.Command {
 		Example: `  docker save shop-web:1 | tutti image load -
   tutti image import rootfs.tar debian:12
   tutti image pull docker.io/library/nginx:latest
+  tutti image push web:1 shop/web:1
   tutti image ls`,
 		Args: noCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(c.imageLoad(), c.imageImport(), c.imagePull(), c.imageList(), c.imageRemove())
+	cmd.AddCommand(c.imageLoad(), c.imageImport(), c.imagePull(), c.imagePush(), c.imageList(), c.imageRemove(), c.imageCollect())
 	return cmd
 }
 
@@ -146,15 +153,20 @@ func (c *command) imageImport() *cobra.Command {
 }
 
 func (c *command) imagePull() *cobra.Command {
-	return &cobra.Command{
+	var login login
+	cmd := &cobra.Command{
 		Use:     "pull NAME…",
 		Short:   "Fetch images from their registries",
 		Example: "  tutti image pull nginx",
 		Args:    takes(1, -1, "an image's name"),
 		RunE: c.withImages(func(cmd *cobra.Command, args []string) error {
 			for _, name := range args {
+				auths, err := c.auths(&login, name)
+				if err != nil {
+					return err
+				}
 				ctx, end := c.shown(cmd.Context(), "pull "+name)
-				i, err := c.images().Pull(ctx, name, nil)
+				i, err := c.images().Pull(ctx, name, auths)
 				end(err)
 				if err != nil {
 					return err
@@ -164,6 +176,80 @@ func (c *command) imagePull() *cobra.Command {
 			return nil
 		}),
 	}
+	login.flags(cmd.Flags())
+	return cmd
+}
+
+func (c *command) imagePush() *cobra.Command {
+	var (
+		login     login
+		namespace string
+	)
+	cmd := &cobra.Command{
+		Use:   "push NAME [REGISTRY/][NAMESPACE/]NAME",
+		Short: "Send an image of this machine to a registry",
+		Long: `push sends an image of this machine to a registry, under its own name or another
+one. A name without a registry is one of the cluster's own registry, to which
+root needs no password. It prints the name by which pods can use the image.`,
+		Example: `  tutti image push web:1                       for pods of the namespace default
+  tutti image push web:1 shop/web:1            for pods of the namespace shop
+  tutti image push web:1 registry.example.com/shop/web:1`,
+		Args:              takes(1, 2, "an image's name, and what to call it if otherwise"),
+		ValidArgsFunction: c.completeImages,
+		RunE: c.withImages(func(cmd *cobra.Command, args []string) error {
+			to := args[len(args)-1]
+			registry := to
+			if named, err := reference.ParseDockerRef(to); err == nil && reference.Domain(named) == "docker.io" && !strings.HasPrefix(to, "docker.io/") {
+				registry = "" // the cluster's own, which asks root for nothing
+			}
+			auths, err := c.auths(&login, registry)
+			if err != nil {
+				return err
+			}
+			ctx, end := c.shown(cmd.Context(), "push "+args[0])
+			where, digest, err := c.images().Push(ctx, args[0], to, namespace, auths)
+			end(err)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.out, "%s@%s\n", where, digest)
+			return nil
+		}),
+	}
+	login.flags(cmd.Flags())
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "for a name that has none, in the cluster's own registry")
+	return cmd
+}
+
+func (c *command) imageCollect() *cobra.Command {
+	var untagged bool
+	cmd := &cobra.Command{
+		Use:   "gc",
+		Short: "Remove what no image needs, here and in the cluster's own registry",
+		Long: `gc frees what was left behind on this machine by downloads that failed, and in
+the cluster's own registry by images that were removed. It waits until nobody
+has pushed to the registry for a minute.`,
+		Args:              takes(0, 0, ""),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: c.withImages(func(cmd *cobra.Command, _ []string) error {
+			if err := c.images().Collect(cmd.Context()); err != nil {
+				return err
+			}
+			body, err := c.control().ask(cmd.Context(), http.MethodPost, api.PathCollect+"?untagged="+strconv.FormatBool(untagged))
+			if err != nil {
+				return err
+			}
+			defer body.Close()
+			var done api.Collected
+			if err := json.NewDecoder(body).Decode(&done); err != nil {
+				return fmt.Errorf("read the server's answer: %w", err)
+			}
+			fmt.Fprintf(c.out, "the registry is smaller by %s\n", units.HumanSize(float64(done.Freed)))
+			return nil
+		}),
+	}
+	cmd.Flags().BoolVar(&untagged, "untagged", false, "also remove images from the registry that have no tag; who pulls by digest may miss them")
+	return cmd
 }
 
 func (c *command) imageList() *cobra.Command {

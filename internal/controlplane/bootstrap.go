@@ -18,6 +18,7 @@ import (
 	applyregistration "k8s.io/kube-aggregator/pkg/client/applyconfiguration/apiregistration/v1"
 	registration "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset/typed/apiregistration/v1"
 
+	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/controlplane/metrics"
 	"tutti.dev/tutti/internal/controlplane/pki"
 )
@@ -122,11 +123,20 @@ func rule(groups, resources []string, verbs ...string) *applyrbac.PolicyRuleAppl
 
 // ownRoles are the rights of tutti's own identities, and what the cluster's roles gain by what tutti serves.
 func ownRoles() []*applyrbac.ClusterRoleApplyConfiguration {
+	repositories := func(verbs ...string) *applyrbac.PolicyRuleApplyConfiguration {
+		return rule([]string{api.RegistryGroup}, []string{api.RegistryResource}, verbs...)
+	}
 	return []*applyrbac.ClusterRoleApplyConfiguration{
 		// Those who may view pods may see what they use.
 		applyrbac.ClusterRole("tutti:metrics-reader").
 			WithLabels(map[string]string{rbacGroup + "/aggregate-to-view": "true"}).
 			WithRules(rule([]string{metrics.Group}, []string{"nodes", "pods"}, "get", "list")),
+		// Who may see a namespace's objects may pull its images, who may edit them may push.
+		applyrbac.ClusterRole("tutti:registry-view").WithLabels(map[string]string{rbacGroup + "/aggregate-to-view": "true"}).
+			WithRules(repositories("get", "list")),
+		applyrbac.ClusterRole("tutti:registry-edit").WithLabels(map[string]string{rbacGroup + "/aggregate-to-edit": "true"}).
+			WithRules(repositories("update", "delete")),
+		applyrbac.ClusterRole("tutti:registry-pull").WithRules(repositories("get")),
 		applyrbac.ClusterRole(DNSUser).WithRules(
 			rule([]string{""}, []string{"services"}, "list", "watch"),
 			rule([]string{"discovery.k8s.io"}, []string{"endpointslices"}, "list", "watch"),
@@ -162,6 +172,10 @@ func ownBindings() []*applyrbac.ClusterRoleBindingApplyConfiguration {
 	return []*applyrbac.ClusterRoleBindingApplyConfiguration{
 		bind(DNSUser, DNSUser, DNSUser),
 		bind(VolumesUser, VolumesUser, VolumesUser),
+		bind(RegistryUser, RegistryUser, "system:auth-delegator"),
+		applyrbac.ClusterRoleBinding("tutti:registry-pull").
+			WithSubjects(applyrbac.Subject().WithKind("Group").WithAPIGroup(rbacGroup).WithName("system:nodes")).
+			WithRoleRef(applyrbac.RoleRef().WithKind("ClusterRole").WithAPIGroup(rbacGroup).WithName("tutti:registry-pull")),
 		bind("tutti:kubelet-api-admin", pki.KubeletClientName, "system:kubelet-api-admin"),
 	}
 }

@@ -36,6 +36,8 @@ const (
 	DNSUser = "tutti:dns"
 	// VolumesUser is the identity of the provisioner of local volumes.
 	VolumesUser = "tutti:volumes"
+	// RegistryUser is the identity of the registry: it asks the API who somebody is and what they may do.
+	RegistryUser = "tutti:registry"
 	// KubeletClientName is the common name of the certificate by which the API server calls agents.
 	KubeletClientName = pki.KubeletClientName
 

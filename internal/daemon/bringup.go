@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/distribution/reference"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 
@@ -31,6 +32,8 @@ type rooms struct {
 	network *network.Network
 	control *controlplane.ControlPlane
 	agent   *agent.Agent
+
+	registryAuth func(namespace string, ref reference.Named) (image.Auth, bool)
 }
 
 // bringUp starts all parts: what needs nothing together, then the control
@@ -46,6 +49,10 @@ func (s *server) bringUp(ctx context.Context) error {
 		return err
 	}
 	if err := s.start.do("control plane", func() error { return s.startControlPlane(ctx) }); err != nil {
+		return err
+	}
+	// Nodes begin to pull when they start.
+	if err := s.start.do("registry", func() error { return s.startRegistry(ctx) }); err != nil {
 		return err
 	}
 	g, gctx = errgroup.WithContext(ctx)
@@ -140,7 +147,7 @@ func (s *server) startAgent(ctx context.Context) error {
 		ClusterDomain: clusterDomain, ClusterDNS: serviceDNS(s.service),
 		Client:   s.rooms.control.Client(controlplane.Node(s.settings.NodeName)),
 		Runtimes: map[string]runtime.Runtime{"": containers, "container": containers},
-		Images:   s.rooms.images, Network: s.rooms.network, Version: api.Version,
+		Images:   s.rooms.images, RegistryAuth: s.rooms.registryAuth, Network: s.rooms.network, Version: api.Version,
 		Port: agentPort, CertFile: certificates.CertFile, KeyFile: certificates.KeyFile, ClientCAFile: certificates.ClientCAFile,
 		Log: s.log.With("room", "agent"),
 	})

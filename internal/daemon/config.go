@@ -31,7 +31,7 @@ func defaults() (api.Settings, error) {
 	if err != nil {
 		return api.Settings{}, fmt.Errorf("find this machine's name: %w", err)
 	}
-	return api.Settings{Port: 6443, NodeName: strings.ToLower(host), ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16"}, nil
+	return api.Settings{Port: 6443, RegistryPort: 5000, NodeName: strings.ToLower(host), ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16"}, nil
 }
 
 // readSettings reads what a machine was told before. found is false for a
@@ -94,11 +94,17 @@ func overlay(s *api.Settings, with api.Settings) {
 	if with.Port != 0 {
 		s.Port = with.Port
 	}
+	if with.RegistryPort != 0 {
+		s.RegistryPort = with.RegistryPort
+	}
 }
 
 func validate(s api.Settings) error {
 	if s.Port < 1 || s.Port > 65535 {
 		return fmt.Errorf("--port %d is not a port; choose one from 1 to 65535", s.Port)
+	}
+	if s.RegistryPort != api.NoRegistry && (s.RegistryPort < 1 || s.RegistryPort > 65535 || s.RegistryPort == s.Port) {
+		return fmt.Errorf("--registry-port %d is not a free port; choose another from 1 to 65535, or %d for no registry", s.RegistryPort, api.NoRegistry)
 	}
 	if s.Address != "" {
 		if _, err := netip.ParseAddr(s.Address); err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tutti.dev/tutti/internal/api"
+	"tutti.dev/tutti/internal/image/registry"
 )
 
 // control is the server's end of the control socket.
@@ -23,7 +24,8 @@ type control struct {
 	stopping *steps
 	ready    atomic.Bool
 
-	images atomic.Pointer[http.Handler] // nil until the store is open
+	images  atomic.Pointer[http.Handler]      // nil until the store is open
+	collect atomic.Pointer[registry.Registry] // nil until, and unless, images are served
 
 	stop func(pods bool) // may be called many times; the first counts
 }
@@ -48,6 +50,7 @@ func listenControl(dir api.DataDir, start *steps, stop func(pods bool)) (*contro
 	mux.HandleFunc("GET "+api.PathStatus, c.status)
 	mux.HandleFunc("GET "+api.PathProgress, func(w http.ResponseWriter, r *http.Request) { stream(w, r, c.start) })
 	mux.HandleFunc("POST "+api.PathStop, c.stopNow)
+	mux.HandleFunc("POST "+api.PathCollect, c.collectRegistry)
 	mux.HandleFunc(api.PathImages, c.image)
 	mux.HandleFunc(api.PathImages+"/", c.image)
 	c.server = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
@@ -85,6 +88,26 @@ func (c *control) image(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	http.Error(w, "the image store is not open yet; `tutti up` waits for it", http.StatusServiceUnavailable)
+}
+
+func (c *control) collectRegistry(w http.ResponseWriter, r *http.Request) {
+	reg := c.collect.Load()
+	if reg == nil {
+		http.Error(w, "this machine serves no registry", http.StatusNotFound)
+		return
+	}
+	untagged, err := strconv.ParseBool(r.FormValue("untagged"))
+	if err != nil && r.FormValue("untagged") != "" {
+		http.Error(w, "untagged must be true or false", http.StatusBadRequest)
+		return
+	}
+	freed, err := reg.Collect(r.Context(), untagged)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(api.Collected{Freed: freed})
 }
 
 // stream writes steps as they come, one a line.

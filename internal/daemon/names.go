@@ -52,8 +52,11 @@ func nodeAddress() netip.Addr {
 
 // listenAddresses are where the API listens: always for this machine and its
 // pods, and at the address that the settings name.
-func listenAddresses(s api.Settings) []netip.AddrPort {
-	at := func(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, uint16(s.Port)) }
+func listenAddresses(s api.Settings) []netip.AddrPort { return addresses(s, s.Port) }
+
+// addresses are where a port is served that is reached as the API is.
+func addresses(s api.Settings, port int) []netip.AddrPort {
+	at := func(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, uint16(port)) }
 	all := []netip.AddrPort{at(loop), at(local)}
 	if s.Address == "" {
 		return all
@@ -73,6 +76,11 @@ func ports(s api.Settings) []port {
 	var all []port
 	for _, a := range listenAddresses(s) {
 		all = append(all, port{"the API", "tcp", a, "end it, or choose another port with --port"})
+	}
+	if s.RegistryPort != api.NoRegistry {
+		for _, a := range addresses(s, s.RegistryPort) {
+			all = append(all, port{"the registry", "tcp", a, "end it, or choose another port with --registry-port (-1 for no registry)"})
+		}
 	}
 	return append(all,
 		port{"the agent", "tcp", netip.AddrPortFrom(netip.IPv4Unspecified(), agentPort), "end it: the cluster needs this port"},

@@ -49,6 +49,17 @@ func (c *Client) Pull(ctx context.Context, name string, auths []Auth) (Image, er
 	return c.one(ctx, "/images/pull", url.Values{"name": {name}}, bytes.NewReader(body))
 }
 
+// Push sends an image to a registry; see Local.Push and Local.PushName. It
+// returns where to and the digest.
+func (c *Client) Push(ctx context.Context, name, to, namespace string, auths []Auth) (where, digest string, err error) {
+	body, err := json.Marshal(auths)
+	if err != nil {
+		return "", "", err
+	}
+	img, err := c.one(ctx, "/images/push", url.Values{"name": {name}, "to": {to}, "namespace": {namespace}}, bytes.NewReader(body))
+	return img.Name, img.Digest, err
+}
+
 // Remove removes an image; see Local.Remove.
 func (c *Client) Remove(ctx context.Context, name string, force bool) error {
 	_, err := c.do(ctx, http.MethodDelete, "/images", url.Values{"name": {name}, "force": {strconv.FormatBool(force)}}, nil)

@@ -87,8 +87,22 @@ func Handler(l *Local) http.Handler {
 		if err := json.NewDecoder(r.Body).Decode(&auths); err != nil {
 			return nil, err
 		}
-		img, err := l.Pull(r.Context(), r.URL.Query().Get("name"), auths)
+		name := r.URL.Query().Get("name")
+		img, err := l.Pull(r.Context(), name, l.adminAuths(name, auths))
 		return []Image{img}, err
+	}))
+	mux.HandleFunc("POST /images/push", stream(func(r *http.Request) ([]Image, error) {
+		var auths []Auth
+		if err := json.NewDecoder(r.Body).Decode(&auths); err != nil {
+			return nil, err
+		}
+		query := r.URL.Query()
+		to, err := l.PushName(query.Get("to"), query.Get("namespace"))
+		if err != nil {
+			return nil, err
+		}
+		digest, err := l.Push(r.Context(), query.Get("name"), to, l.adminAuths(to, auths))
+		return []Image{{Name: to, Digest: digest}}, err
 	}))
 	return mux
 }

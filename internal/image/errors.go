@@ -79,10 +79,6 @@ func (l *Local) pullError(ctx context.Context, named reference.Named, withAuth b
 	var (
 		f      *failure
 		status remoteerrors.ErrUnexpectedStatus
-		netErr net.Error
-		dnsErr *net.DNSError
-		caErr  x509.UnknownAuthorityError
-		nameEr x509.HostnameError
 	)
 	errors.As(err, &status)
 	switch {
@@ -107,16 +103,30 @@ func (l *Local) pullError(ctx context.Context, named reference.Named, withAuth b
 			return failed(ErrNotFound, err, "%s: %s has no such digest of %s: check the name and the digest", doing, registry, reference.Path(named))
 		}
 		return failed(ErrNotFound, err, "%s: %s has no %s with tag %s: check the name and the tag, or load the image here (tutti image load)", doing, registry, reference.Path(named), named.(reference.Tagged).Tag())
+	case errdefs.IsFailedPrecondition(err), errdefs.IsInvalidArgument(err):
+		return failed(ErrBroken, err, "%s: %s sent content that does not match its digest: %v", doing, registry, err)
+	}
+	return reachError(doing, registry, ", or load the image here (tutti image load)", err)
+}
+
+// reachError says why a registry cannot be spoken with; instead is another
+// way to what the caller wants.
+func reachError(doing, registry, instead string, err error) error {
+	var (
+		netErr net.Error
+		dnsErr *net.DNSError
+		caErr  x509.UnknownAuthorityError
+		nameEr x509.HostnameError
+	)
+	switch {
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		return failed(nil, err, "%s: %s speaks plain HTTP: allow it as an insecure registry", doing, registry)
 	case errors.As(err, &caErr), errors.As(err, &nameEr):
 		return failed(nil, err, "%s: the certificate of %s is not trusted: add its authority to this machine's", doing, registry)
 	case errors.As(err, &dnsErr):
-		return failed(nil, err, "%s: no address for %s: check the name and this machine's DNS, or load the image here (tutti image load)", doing, registry)
+		return failed(nil, err, "%s: no address for %s: check the name and this machine's DNS%s", doing, registry, instead)
 	case errors.As(err, &netErr):
-		return failed(nil, err, "%s: %s cannot be reached (%v): check the network, or load the image here (tutti image load)", doing, registry, rootCause(err))
-	case errdefs.IsFailedPrecondition(err), errdefs.IsInvalidArgument(err):
-		return failed(ErrBroken, err, "%s: %s sent content that does not match its digest: %v", doing, registry, err)
+		return failed(nil, err, "%s: %s cannot be reached (%v): check the network%s", doing, registry, rootCause(err), instead)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -58,6 +60,7 @@ type Local struct {
 	log       *slog.Logger
 	plainHTTP []string
 	client    *http.Client
+	builtin   atomic.Pointer[builtin]
 	platform  platforms.MatchComparer
 
 	bolt      *bolt.DB
@@ -106,7 +109,7 @@ func Open(ctx context.Context, o Options) (_ *Local, err error) {
 	}
 	l := &Local{
 		dir: o.Dir, log: o.Log, plainHTTP: o.PlainHTTP,
-		client:   registryClient(),
+		client:   registryClient(nil),
 		platform: platforms.Default(),
 		images:   map[string]*entry{},
 		layers:   map[string][]string{},
@@ -128,8 +131,8 @@ func Open(ctx context.Context, o Options) (_ *Local, err error) {
 
 // registryClient gives up on an address that does not answer well before the
 // pull as a whole does, so that the error can say so.
-func registryClient() *http.Client {
-	transport := docker.DefaultHTTPTransport(nil)
+func registryClient(config *tls.Config) *http.Client {
+	transport := docker.DefaultHTTPTransport(config)
 	transport.DialContext = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
 	return &http.Client{Transport: transport}
 }
@@ -270,6 +273,9 @@ func (l *Local) Close() error {
 	l.mu.Unlock()
 	l.background.Wait()
 	l.client.CloseIdleConnections()
+	if b := l.builtin.Load(); b != nil {
+		b.client.CloseIdleConnections()
+	}
 	var errs []error
 	if l.backend != nil {
 		errs = append(errs, l.backend.Close())

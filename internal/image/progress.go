@@ -10,17 +10,17 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Progress is how far a load, import or pull has come.
+// Progress is how far a load, import, pull or push has come.
 type Progress struct {
-	Bytes       int64 `json:"bytes"`                 // of the archive read, or of the image downloaded or present
-	TotalBytes  int64 `json:"totalBytes,omitempty"`  // 0 when unknown; only a pull knows
-	Layers      int   `json:"layers,omitempty"`      // unpacked
+	Bytes       int64 `json:"bytes"`                 // of the archive read, or of the image downloaded, sent or present
+	TotalBytes  int64 `json:"totalBytes,omitempty"`  // 0 when unknown; only a pull or push knows
+	Layers      int   `json:"layers,omitempty"`      // unpacked, or sent
 	TotalLayers int   `json:"totalLayers,omitempty"` // 0 when unknown yet
 }
 
 type progressKey struct{}
 
-// WithProgress makes Load, Import and Pull report to f while they work, about
+// WithProgress makes Load, Import, Pull and Push report to f while they work, about
 // ten times a second. f must not block.
 func WithProgress(ctx context.Context, f func(Progress)) context.Context {
 	return context.WithValue(ctx, progressKey{}, f)

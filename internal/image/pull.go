@@ -155,14 +155,18 @@ func (l *Local) pullAs(ctx context.Context, named reference.Named, auth Auth, p 
 
 // resolver speaks to the registry of one image as one user.
 func (l *Local) resolver(named reference.Named, auth Auth) remotes.Resolver {
-	opts := []docker.RegistryOpt{docker.WithClient(l.client), docker.WithPlainHTTP(l.plain)}
+	client := l.client
+	if b := l.builtinFor(named); b != nil {
+		client = b.client
+	}
+	opts := []docker.RegistryOpt{docker.WithClient(client), docker.WithPlainHTTP(l.plain)}
 	header := http.Header{"User-Agent": {"tutti"}}
 	if auth.RegistryToken != "" {
 		header.Set("Authorization", "Bearer "+auth.RegistryToken)
 	} else {
 		registry, _ := docker.DefaultHost(reference.Domain(named))
 		opts = append(opts, docker.WithAuthorizer(docker.NewDockerAuthorizer(
-			docker.WithAuthClient(l.client),
+			docker.WithAuthClient(client),
 			docker.WithAuthCreds(func(host string) (string, string, error) {
 				switch {
 				case host != registry: // where a redirect led to
@@ -180,6 +184,9 @@ func (l *Local) resolver(named reference.Named, auth Auth) remotes.Resolver {
 func (l *Local) plain(host string) (bool, error) {
 	if slices.Contains(l.plainHTTP, host) {
 		return true, nil
+	}
+	if b := l.builtin.Load(); b != nil && slices.Contains(b.Hosts, host) {
+		return false, nil
 	}
 	return docker.MatchLocalhost(host)
 }
