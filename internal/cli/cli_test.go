@@ -88,7 +88,7 @@ func TestStatusOfNothingAsJSON(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, c := range []string{"", "up", "down", "status", "stop", "server", "kubectl", "kubeconfig", "image", "image import", "version"} {
+	for _, c := range []string{"", "up", "down", "status", "stop", "server", "kubectl", "kubeconfig", "image", "image import", "image push", "image gc", "version"} {
 		name := strings.ReplaceAll("tutti "+c, " ", "-")
 		t.Run(name, func(t *testing.T) {
 			_, got, _ := run(t, Machine{}, append([]string{"help"}, strings.Fields(c)...)...)
@@ -116,7 +116,7 @@ func TestServeGetsItsSettings(t *testing.T) {
 		dir, settings = d, s
 		return errors.New("no:\n  such luck")
 	}}
-	want := api.Settings{Address: "10.0.0.1", Port: 7000, NodeName: "n", ClusterCIDR: "10.1.0.0/16", ServiceCIDR: "10.2.0.0/16"}
+	want := api.Settings{Address: "10.0.0.1", Port: 7000, RegistryPort: -1, NodeName: "n", ClusterCIDR: "10.1.0.0/16", ServiceCIDR: "10.2.0.0/16"}
 	code, _, errs := run(t, m, append([]string{"server", "--data-dir", "/d/../e"}, arguments(want)...)...)
 	if code != 1 || errs != "tutti: no: such luck\n" {
 		t.Errorf("exit code %d, said %q", code, errs)

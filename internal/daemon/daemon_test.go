@@ -16,7 +16,7 @@ import (
 )
 
 func settings(change func(*api.Settings)) api.Settings {
-	s := api.Settings{Port: 6443, NodeName: "n", ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16"}
+	s := api.Settings{Port: 6443, RegistryPort: 5000, NodeName: "n", ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16"}
 	change(&s)
 	return s
 }
@@ -80,6 +80,9 @@ func TestMerge(t *testing.T) {
 		{"what cannot change", api.Settings{ClusterCIDR: "10.1.0.0/16"}, kept, true, api.Settings{}, "--cluster-cidr cannot change from 10.42.0.0/16 to 10.1.0.0/16"},
 		{"another name", api.Settings{NodeName: "m"}, kept, true, api.Settings{}, "--node-name cannot change"},
 		{"no port", api.Settings{Port: 70000}, kept, true, api.Settings{}, "--port 70000"},
+		{"no registry", api.Settings{RegistryPort: -1}, kept, true, settings(func(s *api.Settings) { s.Port, s.RegistryPort = 7000, -1 }), ""},
+		{"no port for the registry", api.Settings{RegistryPort: -2}, kept, true, api.Settings{}, "--registry-port -2"},
+		{"one port for two", api.Settings{RegistryPort: 7000}, kept, true, api.Settings{}, "--registry-port 7000"},
 		{"no address", api.Settings{Address: "here"}, kept, true, api.Settings{}, `--address "here"`},
 		{"no name", api.Settings{NodeName: "A_b"}, api.Settings{}, false, api.Settings{}, `"A_b" cannot be the name of a node`},
 		{"no network", api.Settings{NodeName: "n", ServiceCIDR: "10.43.0.1/16"}, api.Settings{}, false, api.Settings{}, "--service-cidr"},

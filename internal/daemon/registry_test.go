@@ -1,0 +1,46 @@
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/distribution/reference"
+
+	"tutti.dev/tutti/internal/api"
+)
+
+func TestRegistryHosts(t *testing.T) {
+	node := netip.MustParseAddr("192.0.2.10")
+	for address, want := range map[string]string{
+		"":          "[10.41.0.1:5000 localhost:5000 127.0.0.1:5000]",
+		"192.0.2.9": "[10.41.0.1:5000 localhost:5000 127.0.0.1:5000 192.0.2.9:5000]",
+		"0.0.0.0":   "[10.41.0.1:5000 localhost:5000 127.0.0.1:5000 192.0.2.10:5000]",
+	} {
+		if got := fmt.Sprint(registryHosts(settings(func(s *api.Settings) { s.Address = address }), node)); got != want {
+			t.Errorf("%q: got %s, want %s", address, got, want)
+		}
+	}
+}
+
+func TestOwnImage(t *testing.T) {
+	hosts := []string{"10.41.0.1:5000", "localhost:5000"}
+	for name, want := range map[string]bool{
+		"10.41.0.1:5000/shop/web:1":    true,
+		"localhost:5000/shop/front/it": true,
+		"10.41.0.1:5000/shop2/web":     false,
+		"10.41.0.1:5000/other/shop/x":  false,
+		"10.41.0.1:5000/shop":          false,
+		"10.41.0.1:5001/shop/web":      false,
+		"example.com/shop/web":         false,
+		"shop/web":                     false,
+	} {
+		ref, err := reference.ParseDockerRef(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := ownImage(hosts, "shop", ref); got != want {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
+	}
+}
