@@ -15,6 +15,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
+	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"tutti.dev/tutti/internal/host/netns"
@@ -252,23 +253,49 @@ func (n *Network) link(l lease) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(waitUp(inside, eth0), waitUp(n.kernel, port), waitUp(n.kernel, n.bridge))
+	pod, machine := vnetns.NsHandle(ns.Fd()), vnetns.None()
+	return errors.Join(waitUp(inside, pod, eth0), waitUp(n.kernel, machine, port), waitUp(n.kernel, machine, n.bridge))
 }
 
 // waitUp waits until a link that has been set up takes packets. The kernel
 // gets round to that a little later, except that newer ones (6.13) do it at
-// once for whoever asks.
-func waitUp(kernel *netlink.Handle, index int) error {
-	for start := time.Now(); ; time.Sleep(200 * time.Microsecond) {
+// once for whoever asks. ns is the namespace that kernel looks at.
+func waitUp(kernel *netlink.Handle, ns vnetns.NsHandle, index int) error {
+	up := func() (bool, error) {
 		link, err := kernel.LinkByIndex(index)
 		if err != nil {
-			return fmt.Errorf("look whether link %d is up: %w", index, err)
+			return false, fmt.Errorf("look whether link %d is up: %w", index, err)
 		}
-		if link.Attrs().OperState == netlink.OperUp {
-			return nil
+		return link.Attrs().OperState == netlink.OperUp, nil
+	}
+	if is, err := up(); is || err != nil {
+		return err
+	}
+	changed, done := make(chan netlink.LinkUpdate), make(chan struct{})
+	defer func() {
+		close(done)
+		go func() { // the library must not be left writing
+			for range changed {
+			}
+		}()
+	}()
+	if err := netlink.LinkSubscribeWithOptions(changed, done, netlink.LinkSubscribeOptions{Namespace: &ns}); err != nil {
+		close(changed)
+		return fmt.Errorf("watch link %d: %w", index, err)
+	}
+	late := time.After(grace)
+	for {
+		// After the subscription, so that no change falls in between.
+		if is, err := up(); is || err != nil {
+			return err
 		}
-		if time.Since(start) > grace {
-			return fmt.Errorf("link %s does not come up: it is %s", link.Attrs().Name, link.Attrs().OperState)
+		select {
+		case _, ok := <-changed:
+			if !ok {
+				return fmt.Errorf("watch link %d: the kernel ended it", index)
+			}
+		case <-late:
+			return fmt.Errorf("link %d does not come up within %v", index, grace)
 		}
 	}
 }
