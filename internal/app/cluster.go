@@ -92,11 +92,6 @@ func (c *Cluster) client(m *meta.RESTMapping, namespace string) dynamic.Resource
 	return r
 }
 
-// Ready asks whether the API answers.
-func (c *Cluster) Ready(ctx context.Context) error {
-	return c.clients.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
-}
-
 // hasNamespace says whether a namespace is there, and whether this
 // application made it.
 func (c *Cluster) hasNamespace(ctx context.Context, name string) (labels map[string]string, there bool, err error) {

@@ -14,14 +14,16 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"tutti.dev/tutti/internal/proxy"
 )
 
 var errNotRoot = errors.New("the server needs root, to make containers and networks; run it with sudo")
 
 // checkMachine says what this machine lacks, before anything is changed.
 func checkMachine(ports []port) error {
-	if _, err := exec.LookPath("nft"); err != nil {
-		return errors.New("the program nft is missing; install it with `apt-get install nftables`")
+	if err := proxy.Supported(); err != nil {
+		return err
 	}
 	if err := checkCgroups("/sys/fs/cgroup"); err != nil {
 		return err
