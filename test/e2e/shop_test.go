@@ -158,7 +158,17 @@ spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080
 				}
 			}
 		}
-		time.Sleep(3 * time.Second) // the last of the old pods end meanwhile
+		// The last of the old pods end only now.
+		for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+			r := n.Kubectl("-n", ns, "get", "pods", "-o", "name")
+			if r.Err == nil && len(strings.Fields(r.Stdout)) == 2 {
+				break
+			}
+			if time.Now().After(deadline) {
+				rolled <- fmt.Errorf("the old pods do not go: %s", r)
+				return
+			}
+		}
 		rolled <- nil
 	}()
 	asked, failed := 0, []string{}
