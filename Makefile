@@ -1,4 +1,4 @@
-# The words that people and scripts rely on: deps build up test test-long test-v2 bench notices vet linkproof clean.
+# The words that people and scripts rely on: deps build up tools test test-long test-v2 bench notices vet linkproof clean.
 
 # Every go command runs with the same flags, so that one cache serves them all.
 export GOFLAGS     := -trimpath -buildvcs=false
@@ -44,6 +44,21 @@ deps:
 	apt-get -qq install -y --no-install-recommends $$missing >/dev/null 2>&1 || \
 		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends $$missing; }
 
+# Other people's programs, unmodified, as the end-to-end tests drive them: each
+# is pinned by a go.mod of its own, kubectl by ours.
+TOOLS := $(notdir $(patsubst %/,%,$(dir $(wildcard test/tools/*/go.mod))))
+.PHONY: tools
+tools: $(addprefix dist/tools/,$(TOOLS) kubectl)
+
+$(addprefix dist/tools/,$(TOOLS)): dist/tools/%: test/tools/%/go.mod
+	cd test/tools/$* && go build -tags '$(TAGS_$*)' -o $(CURDIR)/$@ tool
+
+# Of what Prometheus can discover, only Kubernetes: its own tags leave out the clouds.
+TAGS_prometheus := remove_all_sd enable_kubernetes_sd
+
+dist/tools/kubectl: go.mod
+	go build -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubectl
+
 # The images of the shop are made again only when their sources changed.
 SHOP := dist/shop
 .PHONY: up images
@@ -71,10 +86,10 @@ test-unit: keeper
 	CGO_ENABLED=1 go test -tags '$(KEEPERTAGS)' -timeout 5m ./internal/keeper/server
 	go test -short -timeout 20m $$(go list ./... | grep -v /test/e2e)
 
-test-e2e: build images
+test-e2e: build images tools
 	go test -short -v -p 1 -count=1 -timeout 30m ./test/e2e/...
 
-test-long: deps build images
+test-long: deps build images tools
 	go test -count=1 -timeout 90m ./test/e2e/...
 
 # Boots Debian's kernel in QEMU, with control groups of version 2 only. Takes two minutes.
