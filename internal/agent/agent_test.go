@@ -26,6 +26,7 @@ import (
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/probe"
 	"tutti.dev/tutti/internal/agent/translate"
+	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/image"
 	"tutti.dev/tutti/internal/network"
 	"tutti.dev/tutti/internal/runtime"
@@ -225,6 +226,8 @@ func (m machineNetwork) Detach(context.Context, string) error { return nil }
 func (m machineNetwork) List(context.Context) ([]network.Attachment, error) {
 	return nil, nil
 }
+
+func (m machineNetwork) Flows() ([]api.Flow, error) { return nil, nil }
 
 func (m machineImages) Get(_ context.Context, name string) (image.Image, error) {
 	m.mu.Lock()
