@@ -24,6 +24,9 @@ const (
 	// LabelPartOf is the recommended Kubernetes label for the application that
 	// an object belongs to; it names an application before its folder does.
 	LabelPartOf = "app.kubernetes.io/part-of"
+	// LabelVersion is the recommended Kubernetes label for what version of
+	// itself an object is.
+	LabelVersion = "app.kubernetes.io/version"
 	// LabelInstance groups what another deployer (Helm, for one) installed.
 	LabelInstance = "app.kubernetes.io/instance"
 )

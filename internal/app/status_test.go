@@ -151,3 +151,48 @@ func TestURL(t *testing.T) {
 		}
 	}
 }
+
+// Of the tries of a Job one problem is told, not one for each.
+func TestOneProblemOfAJob(t *testing.T) {
+	job := &batchv1.Job{ObjectMeta: objectMeta("shop", "import", "shop", ""), Status: batchv1.JobStatus{Conditions: []batchv1.JobCondition{
+		{Type: batchv1.JobFailed, Status: corev1.ConditionTrue, Reason: "BackoffLimitExceeded", Message: "Job has reached the specified backoff limit"}}}}
+	s := Snapshot{Jobs: []*batchv1.Job{job}}
+	for i := range 3 {
+		p := &corev1.Pod{ObjectMeta: objectMeta("shop", "import-"+string(rune('a'+i)), "shop", "")}
+		p.OwnerReferences = []metav1.OwnerReference{{Kind: "Job", UID: job.UID, Controller: ptr.To(true)}}
+		p.CreationTimestamp.Time = p.CreationTimestamp.Add(time.Duration(i) * time.Minute)
+		p.Status = corev1.PodStatus{Phase: corev1.PodFailed, ContainerStatuses: []corev1.ContainerStatus{{
+			Name: "c", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: int32(i + 1)}}}}}
+		s.Pods = append(s.Pods, p)
+	}
+	got := Summarize(s, false).Apps[0].Services[0]
+	if len(got.Problems) != 1 || got.Problems[0] != "Error: exit code 3" {
+		t.Errorf("problems are %q", got.Problems)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	labelled := metav1.ObjectMeta{Labels: map[string]string{api.LabelVersion: "1.2"}}
+	for _, c := range []struct {
+		pod      metav1.ObjectMeta
+		image    string
+		workload map[string]string
+		want     string
+	}{
+		{labelled, "web:9", nil, "1.2"},
+		{metav1.ObjectMeta{}, "web:9", labelled.Labels, "1.2"},
+		{metav1.ObjectMeta{}, "registry:5000/team/web:9", nil, "9"},
+		{metav1.ObjectMeta{}, "registry:5000/team/web", nil, "latest"},
+		{metav1.ObjectMeta{}, "web:9@sha256:0123456789abcdef", nil, "9"},
+		{metav1.ObjectMeta{}, "web@sha256:0123456789abcdef", nil, "0123456789ab"},
+		{metav1.ObjectMeta{}, "", nil, ""},
+	} {
+		spec := container(c.image, 0)
+		if c.image == "" {
+			spec.Containers = nil
+		}
+		if got := version(c.pod, spec, c.workload); got != c.want {
+			t.Errorf("%s: got %q, want %q", c.image, got, c.want)
+		}
+	}
+}

@@ -9,7 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/app"
@@ -188,7 +190,8 @@ until it is gone. Give its name, or the PATH it was deployed from. Volumes are
 kept and named, unless --volumes is given.`,
 		Example: `  tutti down shop
   tutti down examples/shop --volumes`,
-		Args: takes(1, 1, "an application's name or the path it came from"),
+		Args:              takes(1, 1, "an application's name or the path it came from"),
+		ValidArgsFunction: c.completeApplication,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			appName, err := c.nameOf(args[0], name)
 			if err != nil {
@@ -236,6 +239,26 @@ kept and named, unless --volumes is given.`,
 	cmd.Flags().BoolVar(&volumes, "volumes", false, "delete its volumes and what is in them too")
 	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait until it is gone")
 	return cmd
+}
+
+// completeApplication offers the applications that are there, and files.
+func (c *command) completeApplication(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	klog.SetLogger(logr.Discard())
+	kubeconfig, _ := c.cluster()
+	cluster, _, err := app.Load(kubeconfig)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second) // a hand is waiting
+	defer cancel()
+	names, err := cluster.Names(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	return names, cobra.ShellCompDirectiveDefault
 }
 
 // nameOf is the application that an argument means: what a path holds, or the
