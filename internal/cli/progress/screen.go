@@ -90,7 +90,12 @@ func (s *Screen) News() <-chan os.Signal { return s.news }
 func (s *Screen) Handle(news os.Signal) {
 	if news == syscall.SIGTSTP {
 		s.leave()
+		// Some thread may run on for a moment: it must not draw meanwhile.
+		again := make(chan os.Signal, 1)
+		signal.Notify(again, syscall.SIGCONT)
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		<-again
+		signal.Stop(again)
 		s.enter()
 	}
 	s.shown = nil

@@ -34,7 +34,7 @@ const (
 	everything  room = iota
 	oneLine          // who talks to whom in a line for each service
 	onlyTrouble      // nothing of who talks to whom but what gets no answer
-	folded           // an application that is well in one line
+	folded           // what is well in one line for each application
 	least            // as folded, and messages in one line
 )
 
@@ -101,11 +101,8 @@ func (p *picture) draw() []line {
 			p.node(n)
 		}
 	}
-	if len(p.Nodes) == 0 {
-		p.add(piece{"no node yet", plain})
-	}
 	for _, n := range p.Notes {
-		p.told("! ", dim, clean(n), dim, 2)
+		p.told("", piece{"!", dim}, clean(n), 2)
 	}
 	return p.lines
 }
@@ -129,7 +126,10 @@ func severity(s app.Service) int {
 	return 2
 }
 
-var marks = []piece{{"✗", red}, {"…", yellow}, {"✓", green}}
+var (
+	marks = []piece{{"✗", red}, {"…", yellow}, {"✓", green}}
+	alarm = piece{"!", red}
+)
 
 // headline says at a glance whether anything is to be done.
 func (p *picture) headline() {
@@ -153,12 +153,19 @@ func (p *picture) headline() {
 	switch {
 	case p.Silent != nil:
 		mark, text = marks[0], piece{fmt.Sprintf("the API has not answered for %s; this is what was seen before", duration.HumanDuration(p.now.Sub(*p.Silent))), red}
-	case down > 0 || len(p.Nodes) == 0:
-		mark, text = marks[0], piece{fmt.Sprintf("%d of %s not ready", down, count(len(p.Nodes), "node")), red}
-	case len(bad) > 0:
-		mark, text = marks[0], piece{"trouble in " + strings.Join(bad, ", "), red}
+	case len(p.Nodes) == 0:
+		mark, text = marks[1], piece{"no node has joined yet", yellow}
+	case down > 0 || len(bad) > 0:
+		var what []string
+		if down > 0 {
+			what = append(what, fmt.Sprintf("%d of %s not ready", down, count(len(p.Nodes), "node")))
+		}
+		if len(bad) > 0 {
+			what = append(what, "trouble in "+some(bad))
+		}
+		mark, text = marks[0], piece{strings.Join(what, "; "), red}
 	case len(coming) > 0:
-		mark, text = marks[1], piece{"on its way: " + strings.Join(coming, ", "), yellow}
+		mark, text = marks[1], piece{"on its way: " + some(coming), yellow}
 	default:
 		text = piece{fmt.Sprintf("all well: %s on %s", count(len(p.Apps), "application"), count(len(p.Nodes), "node")), plain}
 	}
@@ -172,6 +179,14 @@ func (p *picture) headline() {
 	p.add(mark, piece{" ", plain}, text)
 }
 
+// some names the first of several.
+func some(names []string) string {
+	if len(names) > 3 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:2], ", "), len(names)-2)
+	}
+	return strings.Join(names, ", ")
+}
+
 func count(n int, what string) string {
 	if n == 1 {
 		return "1 " + what
@@ -182,7 +197,7 @@ func count(n int, what string) string {
 func title(a app.App) string {
 	switch {
 	case a.Name == "":
-		return "what else is in " + a.Namespace
+		return a.Namespace + " (no app)"
 	case a.Name != a.Namespace:
 		return a.Name + " in " + a.Namespace
 	}
@@ -310,7 +325,14 @@ func (p *picture) app(a app.App) {
 	}
 	services := slices.Clone(a.Services)
 	slices.SortStableFunc(services, func(a, b app.Service) int { return cmp.Compare(severity(a), severity(b)) })
-	for i, s := range services {
+	shown := len(services)
+	if p.room >= folded {
+		shown = slices.IndexFunc(services, func(s app.Service) bool { return severity(s) == 2 })
+		if shown < 0 || shown == len(services)-1 {
+			shown = len(services)
+		}
+	}
+	for i, s := range services[:shown] {
 		branch, below := "├ ", "│   "
 		if i == len(services)-1 {
 			branch, below = "└ ", "    "
@@ -326,19 +348,22 @@ func (p *picture) app(a app.App) {
 		})
 		p.service(a, s, below)
 	}
+	if more := len(services) - shown; more > 0 {
+		p.add(piece{"└ ", dim}, marks[2], piece{fmt.Sprintf(" and %d more", more), dim})
+	}
 }
 
 // service tells what is wrong with a service, and who it talks to.
 func (p *picture) service(a app.App, s app.Service, below string) {
-	if !s.OK && len(s.Problems) == 0 {
-		p.told(below+"… ", yellow, clean(s.State), plain, 2)
+	if !s.OK && len(s.Problems) == 0 && !strings.HasPrefix(s.State, fmt.Sprintf("%d of %d ", s.Ready, s.Desired)) { // as its row does
+		p.told(below, marks[1], clean(s.State), 2)
 	}
 	for _, pr := range s.Problems {
 		lines := 3
 		if p.room == least {
 			lines = 1
 		}
-		p.told(below+"! ", red, clean(pr), plain, lines)
+		p.told(below, alarm, clean(pr), lines)
 	}
 	edges := p.edges(a, s)
 	if p.room >= onlyTrouble {
@@ -363,19 +388,15 @@ func (p *picture) service(a app.App, s app.Service, below string) {
 	}
 }
 
-// told is a message of some lines, the first of which begins with a mark.
-func (p *picture) told(begin string, of style, text string, as style, lines int) {
-	if p.Width == 0 {
-		p.add(piece{begin, of}, piece{text, as})
-		return
+// told is a message of some lines, the first of which has a mark.
+func (p *picture) told(below string, mark piece, text string, lines int) {
+	all := []string{text}
+	if p.Width > 0 {
+		all = wrap(text, max(1, p.Width-columns(below)-2), lines)
 	}
-	indent := columns(begin)
-	for i, l := range wrap(text, max(1, p.Width-indent), lines) {
-		if i == 1 { // keep the trunk of the tree
-			begin = strings.NewReplacer("!", " ", "…", " ").Replace(begin)
-			of = dim
-		}
-		p.add(piece{begin, of}, piece{l, as})
+	for _, l := range all {
+		p.add(piece{below, dim}, mark, piece{" " + l, plain})
+		mark = piece{" ", plain}
 	}
 }
 
@@ -395,7 +416,7 @@ func (p *picture) node(n app.Node) {
 	}
 	p.lines = append(p.lines, l)
 	for _, pr := range n.Problems {
-		p.told("  ! ", red, clean(pr), plain, 3)
+		p.told("  ", alarm, clean(pr), 3)
 	}
 }
 
