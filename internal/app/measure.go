@@ -37,7 +37,7 @@ var questions = []struct {
 }{
 	{(*Observer).askAPI, 2 * time.Second, 5 * time.Second},
 	{(*Observer).askUsage, 10 * time.Second, 15 * time.Second},
-	{(*Observer).askFlows, 2 * time.Second, 10 * time.Second},
+	{(*Observer).askFlows, 5 * time.Second, 10 * time.Second},
 }
 
 // measured is what the cluster was asked besides its objects. What cannot be

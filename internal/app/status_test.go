@@ -196,3 +196,35 @@ func TestVersion(t *testing.T) {
 		}
 	}
 }
+
+// Figures that go up and down are no news; what begins or ends is.
+func TestSteady(t *testing.T) {
+	status := func(change func(*Status)) string {
+		s := Summarize(snapshot(t), false)
+		s.Connections = []Connection{{From: Peer{Kind: PeerOutside, Name: "192.0.2.9"}, To: Peer{Kind: "Deployment", Name: "front"}, Port: 80, Open: 1, Addresses: 1}}
+		change(&s)
+		text, err := json.Marshal(s.Steady())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	before := status(func(*Status) {})
+	for _, c := range []struct {
+		name   string
+		change func(*Status)
+		news   bool
+	}{
+		{"more connections", func(s *Status) { s.Connections[0].Open, s.Connections[0].Bytes = 9, 100 }, false},
+		{"they ended", func(s *Status) { s.Connections[0].Open, s.Connections[0].Recent = 0, 1 }, false},
+		{"another one outside", func(s *Status) { s.Connections[0].From.Name, s.Connections[0].Addresses = "", 2 }, false},
+		{"more memory", func(s *Status) { s.Apps[0].Services[0].Usage, s.Nodes[0].Usage = &Usage{1, 2}, &Usage{1, 2} }, false},
+		{"no answer", func(s *Status) { s.Connections[0].Waiting = 2 }, true},
+		{"forgotten", func(s *Status) { s.Connections = nil }, true},
+		{"a restart", func(s *Status) { s.Apps[0].Services[0].Restarts++ }, true},
+	} {
+		if got := status(c.change) != before; got != c.news {
+			t.Errorf("%s: news is %v", c.name, got)
+		}
+	}
+}

@@ -112,12 +112,16 @@ func (c *command) watch(ctx context.Context, o *app.Observer, all bool) error {
 		return c.report(ctx, o, all)
 	}
 	defer screen.Close()
+	hint := "q: quit"
+	if !screen.Typed() {
+		hint = "Ctrl-C: quit"
+	}
 	second := time.NewTicker(time.Second) // ages grow
 	defer second.Stop()
 	for {
 		width, height := screen.Size()
 		screen.Show(view.Draw(app.Summarize(o.Snapshot(), all), time.Now(), view.Options{
-			Width: width, Height: height, Colour: os.Getenv("NO_COLOR") == "", Hint: "q: quit",
+			Width: width, Height: height, Colour: os.Getenv("NO_COLOR") == "", Hint: hint,
 		}))
 		select { // not more often than an eye can follow
 		case <-ctx.Done():

@@ -79,6 +79,9 @@ func (s *Screen) read() {
 	}
 }
 
+// Typed says whether keys can be read.
+func (s *Screen) Typed() bool { return s.in != nil }
+
 // Keys receives what is typed.
 func (s *Screen) Keys() <-chan byte { return s.keys }
 

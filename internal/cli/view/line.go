@@ -68,11 +68,11 @@ func cut(s string, most int) string {
 	}
 	n := 0
 	for i, r := range s {
-		if n += columnsOf(r); n >= most {
+		if n += columnsOf(r); n >= most && most > 0 {
 			return s[:i] + "…"
 		}
 	}
-	return s
+	return "" // nothing fits
 }
 
 // wrap breaks a text between words into at most so many lines of so many

@@ -100,6 +100,7 @@ func TestDraw(t *testing.T) {
 		{"troubled-80x40", troubled(), Options{Width: 79, Height: 40, Hint: "q: quit"}},
 		{"troubled-140x40", troubled(), Options{Width: 139, Height: 40, Hint: "q: quit"}},
 		{"troubled-colour", troubled(), Options{Width: 79, Height: 40, Colour: true}},
+		{"quiet-1x1", quiet(), Options{Width: 1, Height: 1}},
 		{"silent", silent, Options{Width: 79, Height: 24}},
 		{"empty", app.Status{}, Options{Width: 79, Height: 24, Hint: "q: quit"}},
 		{"many", many, Options{Width: 79, Height: 24, Hint: "q: quit"}},
@@ -164,7 +165,7 @@ func TestText(t *testing.T) {
 		text string
 		most int
 		want string
-	}{{"abcdef", 6, "abcdef"}, {"abcdef", 5, "abcd…"}, {"漢字漢", 5, "漢字…"}, {"漢字漢", 4, "漢…"}, {"abc", 0, "…"}} {
+	}{{"abcdef", 6, "abcdef"}, {"abcdef", 5, "abcd…"}, {"漢字漢", 5, "漢字…"}, {"漢字漢", 4, "漢…"}, {"abc", 1, "…"}, {"abc", 0, ""}} {
 		if got := cut(c.text, c.most); got != c.want {
 			t.Errorf("cut(%q, %d) = %q, want %q", c.text, c.most, got, c.want)
 		}
