@@ -145,13 +145,20 @@ func (o *Observer) askFlows(ctx context.Context) {
 	for i, n := range nodes {
 		asked.Go(func() {
 			errs[i] = o.get(ctx, "/api/v1/nodes/"+n.Name+"/proxy"+api.PathFlows, &flows[i])
-			if apierrors.IsNotFound(errs[i]) {
+			switch {
+			case apierrors.IsNotFound(errs[i]):
 				errs[i] = fmt.Errorf("the agent of node %s cannot tell; tutti's can", n.Name)
+			case apierrors.IsForbidden(errs[i]):
+				errs[i] = errors.New("it takes the right to get nodes/proxy; ask the cluster's administrator for it")
 			}
 		})
 	}
 	asked.Wait()
-	o.learn("who talks to whom is not all shown", errors.Join(errs...), func(m *measured) {
+	var err error // one of them will do
+	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {
+		err = errs[i]
+	}
+	o.learn("who talks to whom is not all shown", err, func(m *measured) {
 		old := m.flows
 		m.flows = map[string][]api.Flow{}
 		for i, n := range nodes {
@@ -165,7 +172,7 @@ func (o *Observer) askFlows(ctx context.Context) {
 
 // get reads what the API answers at a path.
 func (o *Observer) get(ctx context.Context, path string, into any) error {
-	data, err := o.rest.Get().AbsPath(path).DoRaw(ctx)
+	data, err := o.rest.Get().AbsPath(path).Do(ctx).Raw() // DoRaw would lose what an error says
 	if err != nil {
 		return err
 	}

@@ -71,8 +71,12 @@ func TestMeasure(t *testing.T) {
 	refused = map[string]int{"/apis/metrics.k8s.io/v1beta1/pods": http.StatusNotFound, "/api/v1/nodes/two/proxy/flows": http.StatusForbidden}
 	s = ask()
 	known("refused", s)
-	if notes := strings.Join(s.Notes, "\n"); len(s.Notes) != 2 || !strings.Contains(notes, "install a metrics server") || !strings.Contains(notes, "refused for the test") || !s.Silent.IsZero() {
+	if notes := strings.Join(s.Notes, "\n"); len(s.Notes) != 2 || !strings.Contains(notes, "install a metrics server") || !strings.Contains(notes, "right to get nodes/proxy") || !s.Silent.IsZero() {
 		t.Errorf("notes are %q, silent since %v", notes, s.Silent)
+	}
+	refused = map[string]int{"/apis/metrics.k8s.io/v1beta1/pods": http.StatusServiceUnavailable}
+	if s = ask(); len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "unable to handle the request") || !s.Silent.IsZero() {
+		t.Errorf("notes are %q, silent since %v", s.Notes, s.Silent)
 	}
 	refused = nil
 	if s = ask(); len(s.Notes) > 0 {
