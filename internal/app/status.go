@@ -307,7 +307,7 @@ func (w workload) service(s Snapshot, address string) Service {
 		}
 	}
 	slices.Sort(svc.Replaces)
-	for _, p := range telling(w.pods) {
+	for _, p := range w.telling() {
 		for _, pr := range Problems(p) {
 			text := pr.String()
 			if pr.Container != "" && len(p.Spec.Containers)+len(p.Spec.InitContainers) > 1 {
@@ -327,22 +327,13 @@ func (w workload) service(s Snapshot, address string) Service {
 }
 
 // telling are the pods whose problems are told: those that are to stay, and
-// of the tries of a Job the newest.
-func telling(pods []*corev1.Pod) []*corev1.Pod {
-	var told []*corev1.Pod
-	newest := map[types.UID]*corev1.Pod{}
-	for _, p := range pods {
-		if p.DeletionTimestamp != nil {
-			continue
-		}
-		job := metav1.GetControllerOf(p)
-		if job == nil || job.Kind != "Job" {
-			told = append(told, p)
-		} else if n := newest[job.UID]; n == nil || n.CreationTimestamp.Before(&p.CreationTimestamp) {
-			newest[job.UID] = p
-		}
+// of the tries of a Job and the runs of a CronJob the newest.
+func (w workload) telling() []*corev1.Pod {
+	pods := slices.DeleteFunc(slices.Clone(w.pods), func(p *corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	if (w.kind == "Job" || w.kind == "CronJob") && len(pods) > 1 {
+		pods = []*corev1.Pod{slices.MaxFunc(pods, func(a, b *corev1.Pod) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })}
 	}
-	return slices.AppendSeq(told, maps.Values(newest))
+	return pods
 }
 
 // version is what a pod's labels or those of its workload say, or else the

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"flag"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -152,22 +154,41 @@ func TestURL(t *testing.T) {
 	}
 }
 
-// Of the tries of a Job one problem is told, not one for each.
+// Of the tries of a Job one problem is told, not one for each; and of the runs
+// of a CronJob those of the newest, since the next may have gone well.
 func TestOneProblemOfAJob(t *testing.T) {
 	job := &batchv1.Job{ObjectMeta: objectMeta("shop", "import", "shop", ""), Status: batchv1.JobStatus{Conditions: []batchv1.JobCondition{
 		{Type: batchv1.JobFailed, Status: corev1.ConditionTrue, Reason: "BackoffLimitExceeded", Message: "Job has reached the specified backoff limit"}}}}
-	s := Snapshot{Jobs: []*batchv1.Job{job}}
-	for i := range 3 {
-		p := &corev1.Pod{ObjectMeta: objectMeta("shop", "import-"+string(rune('a'+i)), "shop", "")}
-		p.OwnerReferences = []metav1.OwnerReference{{Kind: "Job", UID: job.UID, Controller: ptr.To(true)}}
-		p.CreationTimestamp.Time = p.CreationTimestamp.Add(time.Duration(i) * time.Minute)
-		p.Status = corev1.PodStatus{Phase: corev1.PodFailed, ContainerStatuses: []corev1.ContainerStatus{{
-			Name: "c", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: int32(i + 1)}}}}}
-		s.Pods = append(s.Pods, p)
-	}
-	got := Summarize(s, false).Apps[0].Services[0]
-	if len(got.Problems) != 1 || got.Problems[0] != "Error: exit code 3" {
-		t.Errorf("problems are %q", got.Problems)
+	cron := &batchv1.CronJob{ObjectMeta: objectMeta("shop", "report", "shop", "")}
+	for _, c := range []struct {
+		name  string
+		s     Snapshot
+		exits []int32 // of one pod after the other
+		jobs  []string
+		want  string
+	}{
+		{"a Job", Snapshot{Jobs: []*batchv1.Job{job}}, []int32{1, 2, 3}, []string{"import", "import", "import"}, "Error: exit code 3"},
+		{"a CronJob", Snapshot{CronJobs: []*batchv1.CronJob{cron}}, []int32{1, 2}, []string{"report-1", "report-2"}, "Error: exit code 2"},
+		{"a CronJob that is well again", Snapshot{CronJobs: []*batchv1.CronJob{cron}}, []int32{1, 0}, []string{"report-1", "report-2"}, ""},
+	} {
+		for i, exit := range c.exits {
+			if c.s.CronJobs != nil {
+				c.s.Jobs = append(c.s.Jobs, &batchv1.Job{ObjectMeta: objectMeta("shop", c.jobs[i], "shop", cron.UID)})
+			}
+			p := &corev1.Pod{ObjectMeta: objectMeta("shop", c.jobs[i]+"-"+string(rune('a'+i)), "shop", "")}
+			p.OwnerReferences = []metav1.OwnerReference{{Kind: "Job", UID: types.UID("shop/" + c.jobs[i]), Controller: ptr.To(true)}}
+			p.CreationTimestamp.Time = p.CreationTimestamp.Add(time.Duration(i) * time.Minute)
+			p.Status = corev1.PodStatus{Phase: corev1.PodFailed, ContainerStatuses: []corev1.ContainerStatus{{
+				Name: "c", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: exit}}}}}
+			if exit == 0 {
+				p.Status.Phase = corev1.PodSucceeded
+			}
+			c.s.Pods = append(c.s.Pods, p)
+		}
+		slices.Reverse(c.s.Pods) // no order is promised
+		if got := strings.Join(Summarize(c.s, false).Apps[0].Services[0].Problems, "|"); got != c.want {
+			t.Errorf("%s: problems are %q, want %q", c.name, got, c.want)
+		}
 	}
 }
 
