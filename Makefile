@@ -1,4 +1,4 @@
-# The words that people and scripts rely on: deps build up tools test test-long test-v2 bench notices vet linkproof clean.
+# The words that people and scripts rely on: deps build up tools test test-long test-v2 fuzz bench notices vet linkproof clean.
 
 # Every go command runs with the same flags, so that one cache serves them all.
 export GOFLAGS     := -trimpath -buildvcs=false
@@ -91,6 +91,21 @@ test-e2e: build images tools
 
 test-long: deps build images tools
 	go test -count=1 -timeout 90m ./test/e2e/...
+
+# A minute for each thing that reads foreign bytes; FUZZ_TIME says how long.
+# What is found stays in the package's testdata, and is a test from then on.
+FUZZ_TIME ?= 1m
+FUZZ := go test -run '^$$' -fuzztime $(FUZZ_TIME)
+.PHONY: fuzz
+fuzz: keeper
+	$(FUZZ) -fuzz '^FuzzLayer$$' ./internal/image
+	$(FUZZ) -fuzz '^FuzzArchive$$' ./internal/image
+	$(FUZZ) -fuzz '^FuzzStream$$' ./internal/image
+	$(FUZZ) -fuzz '^FuzzSubPath$$' ./internal/agent/podvolume
+	$(FUZZ) -fuzz '^FuzzTerminationMessage$$' ./internal/agent/podvolume
+	CGO_ENABLED=1 $(FUZZ) -tags '$(KEEPERTAGS)' -fuzz '^FuzzCRI$$' ./internal/keeper/server
+	CGO_ENABLED=1 $(FUZZ) -tags '$(KEEPERTAGS)' -fuzz '^FuzzMessages$$' ./internal/keeper/server
+	CGO_ENABLED=1 $(FUZZ) -tags '$(KEEPERTAGS)' -fuzz '^FuzzRecord$$' ./internal/keeper/server
 
 # Boots Debian's kernel in QEMU, with control groups of version 2 only. Takes two minutes.
 .PHONY: test-v2
