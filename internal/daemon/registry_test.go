@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"testing"
 
@@ -9,6 +10,19 @@ import (
 
 	"tutti.dev/tutti/internal/api"
 )
+
+func TestMirrors(t *testing.T) {
+	for list, want := range map[string]map[string]string{
+		"":                                    {},
+		"none":                                {},
+		"docker.io":                           {"docker.io": "https://registry-1.docker.io"},
+		"quay.io,a.test:5000=http://10.0.0.1": {"quay.io": "https://quay.io", "a.test:5000": "http://10.0.0.1"},
+	} {
+		if got, err := parseMirrors(list); err != nil || !maps.Equal(got, want) {
+			t.Errorf("%q: %v, %v", list, got, err)
+		}
+	}
+}
 
 func TestRegistryHosts(t *testing.T) {
 	node := netip.MustParseAddr("192.0.2.10")

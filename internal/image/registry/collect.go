@@ -72,19 +72,6 @@ func (r *Registry) close(ctx context.Context) error {
 }
 
 // size is how many bytes all blobs have.
-func (r *Registry) size() (total int64, err error) {
-	err = filepath.WalkDir(filepath.Join(r.dir, "docker", "registry", "v2", "blobs"), func(_ string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
-			return err
-		}
-		info, err := e.Info()
-		if err == nil {
-			total += info.Size()
-		}
-		return err
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	return total, err
+func (r *Registry) size() (int64, error) {
+	return size(filepath.Join(r.dir, "docker", "registry", "v2", "blobs"))
 }
