@@ -22,7 +22,8 @@ func TestMirror(t *testing.T) {
 	}
 	c := n.client()
 	c.env = []string{"SSL_CERT_FILE=" + filepath.Join(c.dir, "ca.crt"), "DOCKER_CONFIG=" + c.dir}
-	c.input(n.token("default", "dev", "edit"), "dist/tools/crane", "auth", "login", registryHost, "-u", "token", "--password-stdin")
+	token := n.token("default", "dev", "edit")
+	c.input(token, "dist/tools/crane", "auth", "login", registryHost, "-u", "token", "--password-stdin")
 
 	serve, stop := context.WithCancel(t.Context())
 	server := n.CommandOutside(serve, "dist/tools/crane", "registry", "serve", "--address="+upstream)
@@ -57,6 +58,26 @@ func TestMirror(t *testing.T) {
 	n.runs("default", "second", "up.test/lib/web:1")
 	pull("cannot be reached")
 	c.call("dist/tools/crane", "pull", registryHost+"/up.test/lib/web:1", filepath.Join(c.dir, "web.tar"))
+
+	// skopeo and podman find it by their own list of mirrors, containerd by
+	// its, which says ?ns=.
+	c.write("etc/containers/registries.conf", `[[registry]]
+location = "up.test"
+[[registry.mirror]]
+location = "`+registryHost+`/up.test"
+`)
+	c.env = append(c.env, "REGISTRY_AUTH_FILE="+filepath.Join(c.dir, "config.json"))
+	c.call(c.debian("skopeo", "copy", "docker://up.test/lib/web:1", "oci:"+filepath.Join(c.dir, "layout")+":1")...)
+	c.write("hosts/up.test/hosts.toml", `server = "http://`+upstream+`"
+[host."https://`+registryHost+`"]
+  capabilities = ["pull", "resolve"]
+  ca = "`+filepath.Join(c.dir, "ca.crt")+`"
+`)
+	ctr := func(args ...string) []string {
+		return c.debian(append([]string{"ctr", "--address=" + filepath.Join(c.dir, "containerd.sock")}, args...)...)
+	}
+	c.daemon(ctr("version"), "containerd", "--address="+filepath.Join(c.dir, "containerd.sock"), "--root="+filepath.Join(c.dir, "containerd"), "--state="+filepath.Join(c.dir, "state"))
+	c.call(ctr("content", "fetch", "--hosts-dir="+filepath.Join(c.dir, "hosts"), "--user=token:"+token, "up.test/lib/web:1")...)
 
 	// A server that has never met the other registry serves what is here.
 	n.ok(n.Tutti("stop"))

@@ -241,15 +241,23 @@ func TestRegistryTools(t *testing.T) {
 // dockerd runs until the test ends. It makes no containers: it needs no
 // network.
 func (c client) dockerd(socket string) {
+	c.t.Helper()
+	c.daemon(c.debian("/usr/bin/docker", "version"), "dockerd", "--host="+socket, "--data-root="+filepath.Join(c.dir, "data"),
+		"--exec-root="+filepath.Join(c.dir, "exec"), "--pidfile="+filepath.Join(c.dir, "docker.pid"), "--storage-driver=vfs",
+		"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false")
+}
+
+// daemon runs one that test/tools/debian has fetched until the test ends. It
+// is there once the other program succeeds.
+func (c client) daemon(ready []string, args ...string) {
 	t := c.t
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	args := c.debian("dockerd", "--host="+socket, "--data-root="+filepath.Join(c.dir, "data"), "--exec-root="+filepath.Join(c.dir, "exec"),
-		"--pidfile="+filepath.Join(c.dir, "docker.pid"), "--storage-driver=vfs", "--bridge=none", "--iptables=false", "--ip6tables=false",
-		"--ip-forward=false", "--ip-masq=false")
-	cmd := c.Command(ctx, args[0], args[1:]...)
+	call := c.debian(args...)
+	cmd := c.Command(ctx, call[0], call[1:]...)
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	log, err := os.Create(filepath.Join(c.dir, "dockerd.log"))
+	name := args[0] + ".log"
+	log, err := os.Create(filepath.Join(c.dir, name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,11 +270,11 @@ func (c client) dockerd(socket string) {
 		_ = cmd.Wait() // it was told to end
 		log.Close()
 		if t.Failed() {
-			t.Logf("dockerd said\n%s", tail(c.read("dockerd.log"), 20))
+			t.Logf("%s said\n%s", args[0], tail(c.read(name), 20))
 		}
 	})
-	c.until("dockerd to answer", func() (bool, string) {
-		r := c.Run(time.Minute, "env", slices.Concat(c.env, c.debian("/usr/bin/docker", "version"))...)
+	c.until(args[0]+" to answer", func() (bool, string) {
+		r := c.Run(time.Minute, "env", slices.Concat(c.env, ready)...)
 		return r.Err == nil, r.Stderr
 	})
 }
