@@ -18,7 +18,6 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/distribution/distribution/v3/registry/handlers"
-	"github.com/gorilla/mux"
 )
 
 // retryUpstream is how long a mirror whose upstream did not answer when it
@@ -81,14 +80,11 @@ func (m *mirror) close() error {
 // mirrored tells of which registry a request wants images, and what it is
 // called there. A client says so as containerd does, with ?ns=HOST, or by a
 // name that begins with it, HOST/NAME: no namespace has a dot in it.
-func mirrored(req *http.Request, match *mux.RouteMatch) (host, path string, ok bool) {
-	if match.Route.GetName() == v2.RouteNameBase {
-		return "", "", false
-	}
+func mirrored(req *http.Request, name string) (host, path string, ok bool) {
 	if host = req.URL.Query().Get("ns"); host != "" {
 		return host, req.URL.Path, true
 	}
-	host, _, ok = strings.Cut(match.Vars["name"], "/")
+	host, _, ok = strings.Cut(name, "/")
 	if !ok || !strings.Contains(host, ".") {
 		return "", "", false
 	}

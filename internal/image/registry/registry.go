@@ -166,16 +166,20 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		refuse(w, errcode.ErrorCodeUnauthorized.WithMessage("log in with any user name and a token of the cluster as password"))
 		return
 	}
+	if m := referrersPath.FindStringSubmatch(req.URL.Path); m != nil {
+		r.serveReferrers(w, req, user, m[1], m[2])
+		return
+	}
 	var match mux.RouteMatch
 	if !r.router.Match(req, &match) || match.Route == nil {
 		http.NotFound(w, req)
 		return
 	}
-	if host, path, ok := mirrored(req, &match); ok {
+	route := match.Route.GetName()
+	if host, path, ok := mirrored(req, match.Vars["name"]); ok && route != v2.RouteNameBase {
 		r.serveMirror(w, req, user, host, path)
 		return
 	}
-	route := match.Route.GetName()
 	if !r.authorized(w, req, user, route, match.Vars["name"]) {
 		return
 	}
@@ -193,6 +197,9 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if changes || req.Method == http.MethodHead && route == v2.RouteNameBlob { // "need I send this?"
 		r.touch()
 		defer r.touch()
+	}
+	if req.Method == http.MethodPut && route == v2.RouteNameManifest {
+		tellSubject(w, req)
 	}
 	app.ServeHTTP(w, req)
 	if req.Method == http.MethodDelete && route != v2.RouteNameBlobUploadChunk {
