@@ -24,6 +24,10 @@ import (
 // was opened serves what it has before it asks again.
 const retryUpstream = 30 * time.Second
 
+// fetchTimeout is how long one layer may take to arrive and be kept: hours,
+// where it is large and the line slow.
+const fetchTimeout = 24 * time.Hour
+
 // mirror serves the images of another registry: it fetches what it does not
 // have, and keeps it for the week that distribution gives it.
 type mirror struct {
@@ -50,7 +54,7 @@ func (m *mirror) open(ctx context.Context) (http.Handler, error) {
 	if m.app != nil && (m.fetches || time.Since(m.opened) < retryUpstream) {
 		return m.app, nil
 	}
-	app, err := newApp(ctx, m.dir, configuration.Proxy{RemoteURL: m.url})
+	app, err := newApp(ctx, m.dir, configuration.Proxy{RemoteURL: m.url, CacheWriteTimeout: new(fetchTimeout)})
 	if m.fetches = err == nil; !m.fetches {
 		m.log.Warn("upstream does not answer; what is kept of it is served", "mirror", m.host, "upstream", m.url, "err", err)
 		if m.app == nil {
