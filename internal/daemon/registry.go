@@ -67,6 +67,10 @@ func (s *server) startRegistry(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	hosts := registryHosts(s.settings, s.nodeIP)
+	if err := othersOnly(mirrors, hosts); err != nil {
+		return err
+	}
 	reg := registry.New(registry.Options{Dir: s.join("registry"), Access: access, Mirrors: mirrors, Log: log})
 	s.parts.opened("registry", func() error { reg.Close(); return nil })
 	if err := s.serveRegistry(ctx, reg, certificates, log); err != nil {
@@ -77,7 +81,6 @@ func (s *server) startRegistry(ctx context.Context) error {
 	if !roots.AppendCertsFromPEM(ca) {
 		return fmt.Errorf("%s holds no certificate", certificates.ClientCAFile)
 	}
-	hosts := registryHosts(s.settings, s.nodeIP)
 	s.rooms.images.UseBuiltin(image.Builtin{
 		Hosts: hosts, Roots: roots, Admin: image.Auth{RegistryToken: admin}, Mirrors: mirrors, Node: image.Auth{RegistryToken: node},
 	})
@@ -152,6 +155,16 @@ func registryHosts(s api.Settings, node netip.Addr) []string {
 		}
 	}
 	return hosts
+}
+
+// othersOnly refuses a mirror of the registry itself.
+func othersOnly(mirrors map[string]string, own []string) error {
+	for _, h := range own {
+		if mirrors[h] != "" {
+			return fmt.Errorf("--mirrors: %s is the cluster's own registry; leave it out", h)
+		}
+	}
+	return nil
 }
 
 // ownImage says whether an image is in a repository of the namespace.

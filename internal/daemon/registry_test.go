@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/distribution/reference"
@@ -21,6 +22,13 @@ func TestMirrors(t *testing.T) {
 		if got, err := parseMirrors(list); err != nil || !maps.Equal(got, want) {
 			t.Errorf("%q: %v, %v", list, got, err)
 		}
+	}
+	own := []string{"10.41.0.1:5000", "localhost:5000"}
+	if err := othersOnly(map[string]string{"localhost:5000": "https://localhost:5000"}, own); err == nil || !strings.Contains(err.Error(), "localhost:5000 is the cluster's own registry") {
+		t.Errorf("its own mirror: %v", err)
+	}
+	if err := othersOnly(map[string]string{"localhost:5001": "http://localhost:5001"}, own); err != nil {
+		t.Error(err)
 	}
 }
 
