@@ -44,17 +44,22 @@ deps:
 	apt-get -qq install -y --no-install-recommends $$missing >/dev/null 2>&1 || \
 		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends $$missing; }
 
-# Other people's programs, unmodified, as the end-to-end tests drive them: each
-# is pinned by a go.mod of its own, kubectl by ours.
+# Other people's programs, unmodified, as the end-to-end tests drive them: those
+# of Go are each pinned by a go.mod of its own, kubectl by ours.
 TOOLS := $(notdir $(patsubst %/,%,$(dir $(wildcard test/tools/*/go.mod))))
 .PHONY: tools
-tools: $(addprefix dist/tools/,$(TOOLS) kubectl)
+tools: $(addprefix dist/tools/,$(TOOLS) kubectl debian)
 
 $(addprefix dist/tools/,$(TOOLS)): dist/tools/%: test/tools/%/go.mod
 	cd test/tools/$* && go build -tags '$(TAGS_$*)' -o $(CURDIR)/$@ tool
 
 # Of what Prometheus can discover, only Kubernetes: its own tags leave out the clouds.
 TAGS_prometheus := remove_all_sd enable_kubernetes_sd
+
+# Those that need Debian's libraries, or a daemon, come from its packages and are not installed.
+dist/tools/debian: test/tools/debian/fetch test/tools/debian/packages
+	@mkdir -p dist/tools
+	test/tools/debian/fetch $(CURDIR)/$@
 
 dist/tools/kubectl: go.mod
 	go build -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubectl

@@ -101,7 +101,20 @@ func (c *control) collectRegistry(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "untagged must be true or false", http.StatusBadRequest)
 		return
 	}
-	freed, err := reg.Collect(r.Context(), untagged)
+	mirrors, err := strconv.ParseBool(r.FormValue("mirrors"))
+	if err != nil && r.FormValue("mirrors") != "" {
+		http.Error(w, "mirrors must be true or false", http.StatusBadRequest)
+		return
+	}
+	var freed int64
+	if mirrors {
+		freed, err = reg.Forget(r.Context())
+	}
+	if err == nil {
+		var own int64
+		own, err = reg.Collect(r.Context(), untagged)
+		freed += own
+	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return

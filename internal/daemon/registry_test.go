@@ -2,13 +2,35 @@ package daemon
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/distribution/reference"
 
 	"tutti.dev/tutti/internal/api"
 )
+
+func TestMirrors(t *testing.T) {
+	for list, want := range map[string]map[string]string{
+		"":                                    {},
+		"none":                                {},
+		"docker.io":                           {"docker.io": "https://registry-1.docker.io"},
+		"quay.io,a.test:5000=http://10.0.0.1": {"quay.io": "https://quay.io", "a.test:5000": "http://10.0.0.1"},
+	} {
+		if got, err := parseMirrors(list); err != nil || !maps.Equal(got, want) {
+			t.Errorf("%q: %v, %v", list, got, err)
+		}
+	}
+	own := []string{"10.41.0.1:5000", "localhost:5000"}
+	if err := othersOnly(map[string]string{"localhost:5000": "https://localhost:5000"}, own); err == nil || !strings.Contains(err.Error(), "localhost:5000 is the cluster's own registry") {
+		t.Errorf("its own mirror: %v", err)
+	}
+	if err := othersOnly(map[string]string{"localhost:5001": "http://localhost:5001"}, own); err != nil {
+		t.Error(err)
+	}
+}
 
 func TestRegistryHosts(t *testing.T) {
 	node := netip.MustParseAddr("192.0.2.10")
