@@ -46,7 +46,7 @@ applications.`,
 					return err
 				}
 			}
-			cluster, _, err := app.Load(kubeconfig)
+			cluster, _, err := connect(ctx, kubeconfig)
 			if err != nil {
 				return err
 			}

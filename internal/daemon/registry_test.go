@@ -2,10 +2,13 @@ package daemon
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"testing"
 
 	"github.com/distribution/reference"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
 
 	"tutti.dev/tutti/internal/api"
 )
@@ -42,5 +45,13 @@ func TestOwnImage(t *testing.T) {
 		if got := ownImage(hosts, "shop", ref); got != want {
 			t.Errorf("%s: %v, want %v", name, got, want)
 		}
+	}
+}
+
+func TestNoCredentials(t *testing.T) {
+	a := &access{authn: authenticator.RequestFunc(func(*http.Request) (*authenticator.Response, bool, error) { return nil, false, nil })}
+	_, err := a.Authenticate(httptest.NewRequest(http.MethodGet, "/v2/", nil))
+	if err == nil || err.Error() != "no credentials; log in with a token of this cluster (`tutti kubectl create token`)" {
+		t.Errorf("error %v", err)
 	}
 }
