@@ -147,7 +147,7 @@ func (o *Observer) askFlows(ctx context.Context) {
 			errs[i] = o.get(ctx, "/api/v1/nodes/"+n.Name+"/proxy"+api.PathFlows, &flows[i])
 			switch {
 			case apierrors.IsNotFound(errs[i]):
-				errs[i] = fmt.Errorf("the agent of node %s cannot tell; tutti's can", n.Name)
+				errs[i] = fmt.Errorf("the agent of node %s, which is not tutti's: %w", n.Name, errs[i])
 			case apierrors.IsForbidden(errs[i]):
 				errs[i] = errors.New("it takes the right to get nodes/proxy; ask the cluster's administrator for it")
 			}

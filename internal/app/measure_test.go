@@ -71,7 +71,7 @@ func TestMeasure(t *testing.T) {
 	refused = map[string]int{"/apis/metrics.k8s.io/v1beta1/pods": http.StatusNotFound, "/api/v1/nodes/two/proxy/flows": http.StatusForbidden}
 	s = ask()
 	known("refused", s)
-	if notes := strings.Join(s.Notes, "\n"); len(s.Notes) != 2 || !strings.Contains(notes, "install a metrics server") || !strings.Contains(notes, "right to get nodes/proxy") || !s.Silent.IsZero() {
+	if notes := strings.Join(s.Notes, "\n"); len(s.Notes) != 2 || !strings.Contains(notes, "this cluster has no metrics API; install a metrics server") || !strings.Contains(notes, "it takes the right to get nodes/proxy; ask the cluster's administrator for it") || !s.Silent.IsZero() {
 		t.Errorf("notes are %q, silent since %v", notes, s.Silent)
 	}
 	refused = map[string]int{"/apis/metrics.k8s.io/v1beta1/pods": http.StatusServiceUnavailable}

@@ -94,7 +94,7 @@ func (c *Cluster) Observe(ctx context.Context, timeout time.Duration) (*Observer
 		return nil, fmt.Errorf("list what runs: %w", err)
 	case ok := <-synced:
 		if !ok {
-			return nil, fmt.Errorf("list what runs: no answer within %s", timeout)
+			return nil, fmt.Errorf("list what runs: no answer within %s; check that the cluster runs, and try again", timeout)
 		}
 	}
 	return o, nil

@@ -57,6 +57,13 @@ func Problems(p *corev1.Pod) []Problem {
 func containerProblem(p *corev1.Pod, cs corev1.ContainerStatus) (Problem, bool) {
 	pr := Problem{Container: cs.Name}
 	switch w, t, last := cs.State.Waiting, cs.State.Terminated, cs.LastTerminationState.Terminated; {
+	case w != nil && slices.Contains(quiet, w.Reason) && w.Message != "":
+		// On its way, but held up: the message begins with the reason.
+		reason, message, ok := strings.Cut(oneLine(w.Message), ": ")
+		if !ok {
+			reason, message = w.Reason, reason
+		}
+		pr.Reason, pr.Message = reason, message
 	case w != nil && !slices.Contains(quiet, w.Reason):
 		pr.Reason, pr.Message = w.Reason, oneLine(w.Message)
 		// The two take turns as long as the cause stays: one is told.

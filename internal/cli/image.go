@@ -85,7 +85,7 @@ func (c *command) open(path string) (io.ReadCloser, error) {
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%s does not exist", path)
+		return nil, fmt.Errorf("%s does not exist; check the path", path)
 	}
 	return f, err
 }

@@ -52,7 +52,7 @@ applications and, with --watch, .connections who talks to whom.`,
 					return err
 				}
 			}
-			cluster, _, err := app.Load(kubeconfig)
+			cluster, _, err := connect(ctx, kubeconfig)
 			if err != nil {
 				return err
 			}

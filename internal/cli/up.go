@@ -41,7 +41,7 @@ With KUBECONFIG set to another cluster, PATH is deployed there.`,
   helm template … | tutti up - --name blog`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 && name != "" {
-				return misusef("--name is for one PATH, but there are %d", len(args))
+				return misusef("--name is for one PATH, but there are %d; deploy them one by one", len(args))
 			}
 			// What is wrong with the files is told before anything starts.
 			var apps []app.Application
@@ -127,9 +127,17 @@ func (c *command) typed() string {
 	return "tutti"
 }
 
+// connect makes sure that the cluster of a kubeconfig answers.
+func connect(ctx context.Context, kubeconfig string) (c *app.Cluster, namespace string, err error) {
+	if c, namespace, err = app.Load(kubeconfig); err == nil {
+		err = c.Reach(ctx)
+	}
+	return c, namespace, err
+}
+
 // deploy deploys one application, waits for it and tells where it is.
 func (c *command) deploy(ctx context.Context, kubeconfig string, a app.Application, namespace string, timeout time.Duration) error {
-	cluster, current, err := app.Load(kubeconfig)
+	cluster, current, err := connect(ctx, kubeconfig)
 	if err != nil {
 		return err
 	}
@@ -203,7 +211,7 @@ kept and named, unless --volumes is given.`,
 					return err
 				}
 			}
-			cluster, _, err := app.Load(kubeconfig)
+			cluster, _, err := connect(cmd.Context(), kubeconfig)
 			if err != nil {
 				return err
 			}
@@ -272,7 +280,7 @@ func (c *command) nameOf(arg, name string) (string, error) {
 		return a.Name, err
 	}
 	if app.CleanName(arg) != arg {
-		return "", misusef("%q is neither a path nor the name of an application", arg)
+		return "", misusef("%q is neither a path nor the name of an application; `tutti status` lists those that run", arg)
 	}
 	return arg, nil
 }

@@ -118,17 +118,28 @@ func validate(s api.Settings) error {
 	}
 	if s.Address != "" {
 		if _, err := netip.ParseAddr(s.Address); err != nil {
-			return fmt.Errorf("--address %q is not an IP address", s.Address)
+			return fmt.Errorf("--address %q is not an IP address; give one of this machine's, or 0.0.0.0 for all", s.Address)
 		}
 	}
 	if bad := validation.IsDNS1123Subdomain(s.NodeName); len(bad) > 0 {
-		return fmt.Errorf("%q cannot be the name of a node (%s); choose one with --node-name", s.NodeName, bad[0])
+		return fmt.Errorf("%q cannot be the name of a node; choose one of lower case letters, digits, '-' and '.' with --node-name", s.NodeName)
 	}
-	for flag, value := range map[string]string{"--cluster-cidr": s.ClusterCIDR, "--service-cidr": s.ServiceCIDR} {
-		p, err := netip.ParsePrefix(value)
-		if err != nil || !p.Addr().Is4() || p.Masked() != p {
-			return fmt.Errorf("%s %q is not an IPv4 network, such as 10.42.0.0/16", flag, value)
-		}
+	cluster, err := parseNetwork("--cluster-cidr", s.ClusterCIDR, 24)
+	if err != nil {
+		return err
+	}
+	service, err := parseNetwork("--service-cidr", s.ServiceCIDR, 28)
+	if err != nil {
+		return err
+	}
+	own := netip.PrefixFrom(local, local.BitLen())
+	switch {
+	case cluster.Overlaps(service):
+		return fmt.Errorf("--cluster-cidr %s and --service-cidr %s overlap; choose others", cluster, service)
+	case cluster.Overlaps(own):
+		return fmt.Errorf("--cluster-cidr %s has %s in it, by which pods know this machine; choose another", cluster, local)
+	case service.Overlaps(own):
+		return fmt.Errorf("--service-cidr %s has %s in it, by which pods know this machine; choose another", service, local)
 	}
 	return nil
 }
@@ -144,7 +155,7 @@ func parseMirrors(list string) (map[string]string, error) {
 		host, at, explicit := strings.Cut(item, "=")
 		named, err := reference.ParseNormalizedNamed(host + "/name")
 		if err != nil || reference.Domain(named) != host {
-			return nil, fmt.Errorf("--mirrors: %q is not a registry as images name it, such as docker.io or quay.io", host)
+			return nil, fmt.Errorf("--mirrors: %q is not a registry; name it as images do, such as docker.io or quay.io", host)
 		}
 		if _, twice := mirrors[host]; twice {
 			return nil, fmt.Errorf("--mirrors: %s is there twice; leave one out", host)
@@ -157,11 +168,20 @@ func parseMirrors(list string) (map[string]string, error) {
 		}
 		u, err := url.Parse(at)
 		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || *u != (url.URL{Scheme: u.Scheme, Host: u.Host}) {
-			return nil, fmt.Errorf("--mirrors: %q is not the address of a registry; write it as https://HOST[:PORT], without a path or a password", at)
+			return nil, fmt.Errorf("--mirrors: %q is not the address of a registry; give https://HOST[:PORT], without a path or a password", at)
 		}
 		mirrors[host] = at
 	}
 	return mirrors, nil
+}
+
+// parseNetwork reads a network of at least the size of a /bits.
+func parseNetwork(flag, value string, bits int) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(value)
+	if err != nil || !p.Addr().Is4() || p.Masked() != p || p.Bits() > bits {
+		return p, fmt.Errorf("%s %q is not an IPv4 network of at least a /%d; give one such as 10.42.0.0/16", flag, value, bits)
+	}
+	return p, nil
 }
 
 // writeSettings makes the directory ours, or keeps what changed. The file is

@@ -3,11 +3,14 @@ package daemon
 import (
 	"fmt"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/distribution/reference"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
 
 	"tutti.dev/tutti/internal/api"
 )
@@ -24,7 +27,7 @@ func TestMirrors(t *testing.T) {
 		}
 	}
 	own := []string{"10.41.0.1:5000", "localhost:5000"}
-	if err := othersOnly(map[string]string{"localhost:5000": "https://localhost:5000"}, own); err == nil || !strings.Contains(err.Error(), "localhost:5000 is the cluster's own registry") {
+	if err := othersOnly(map[string]string{"localhost:5000": "https://localhost:5000"}, own); err == nil || !strings.Contains(err.Error(), "--mirrors: localhost:5000 is the cluster's own registry; leave it out") {
 		t.Errorf("its own mirror: %v", err)
 	}
 	if err := othersOnly(map[string]string{"localhost:5001": "http://localhost:5001"}, own); err != nil {
@@ -64,5 +67,13 @@ func TestOwnImage(t *testing.T) {
 		if got := ownImage(hosts, "shop", ref); got != want {
 			t.Errorf("%s: %v, want %v", name, got, want)
 		}
+	}
+}
+
+func TestNoCredentials(t *testing.T) {
+	a := &access{authn: authenticator.RequestFunc(func(*http.Request) (*authenticator.Response, bool, error) { return nil, false, nil })}
+	_, err := a.Authenticate(httptest.NewRequest(http.MethodGet, "/v2/", nil))
+	if err == nil || err.Error() != "no credentials; log in with a token of this cluster (`tutti kubectl create token`)" {
+		t.Errorf("error %v", err)
 	}
 }
