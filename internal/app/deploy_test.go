@@ -2,6 +2,7 @@ package app
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,6 +50,20 @@ func TestOrder(t *testing.T) {
 	}
 	if first := forRemoval(refs)[0].Kind; first != "Ingress" {
 		t.Errorf("removal begins with %s", first)
+	}
+}
+
+func TestOwnKindsGoFirst(t *testing.T) {
+	crd := Ref{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition", Name: "widgets.own.example"}
+	widget := Ref{Group: "own.example", Kind: "Widget", Name: "w"}
+	other := Ref{Group: "other.example", Kind: "Widget", Name: "w"}
+	program := Ref{Group: "apps", Kind: "Deployment", Name: "widgets.own.example"}
+	own, rest := ownKinds([]Ref{program, widget, other, crd})
+	if !slices.Equal(own, []Ref{widget}) || !slices.Equal(rest, []Ref{program, other, crd}) {
+		t.Errorf("own %v, rest %v", own, rest)
+	}
+	if own, rest := ownKinds([]Ref{program, widget}); own != nil || len(rest) != 2 {
+		t.Errorf("a kind that stays: own %v, rest %v", own, rest)
 	}
 }
 

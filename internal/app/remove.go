@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -14,6 +15,10 @@ import (
 
 	"tutti.dev/tutti/internal/api"
 )
+
+// ownKindsTime is how long objects of an application's own kinds may take to
+// go while the rest of it still runs.
+const ownKindsTime = 20 * time.Second
 
 // NotDeployedError says that no application of that name is there.
 type NotDeployedError struct{ Name string }
@@ -80,15 +85,31 @@ func (c *Cluster) Remove(ctx context.Context, namespace, name string, volumes bo
 	} else {
 		refs, kept = keep(refs, claims)
 	}
-	refs = forRemoval(refs)
-	for _, r := range refs {
-		report(r.String(), Working, "removing")
-		if err := c.delete(ctx, r); err != nil {
-			report(r.String(), Failed, plain(err))
-			return kept, err
+	own, rest := ownKinds(forRemoval(refs))
+	remove := func(refs []Ref) error {
+		for _, r := range refs {
+			report(r.String(), Working, "removing")
+			if err := c.delete(ctx, r); err != nil {
+				report(r.String(), Failed, plain(err))
+				return err
+			}
+		}
+		return nil
+	}
+	if err := remove(own); err != nil {
+		return kept, err
+	}
+	patient, cancel := context.WithTimeout(ctx, ownKindsTime)
+	defer cancel()
+	for _, r := range own {
+		if c.awaitGone(patient, r) != nil {
+			break // it is waited for again below, with the program gone
 		}
 	}
-	for _, r := range refs {
+	if err := remove(rest); err != nil {
+		return kept, err
+	}
+	for _, r := range slices.Concat(own, rest) {
 		if err := c.awaitGone(ctx, r); err != nil {
 			report(r.String(), Failed, "not gone yet")
 			return kept, err
@@ -100,6 +121,27 @@ func (c *Cluster) Remove(ctx context.Context, namespace, name string, volumes bo
 		return kept, fmt.Errorf("remove the inventory of %s: %w", name, err)
 	}
 	return kept, nil
+}
+
+// ownKinds splits refs into the objects of kinds that go too, and the rest.
+// They are removed first: their program still runs, and may have to let them
+// go; and once a kind itself is being removed, the API server looks only every
+// 5 s whether its last object has gone.
+func ownKinds(refs []Ref) (own, rest []Ref) {
+	groups := map[string]bool{}
+	for _, r := range refs {
+		if _, group, ok := strings.Cut(r.Name, "."); ok && r.Kind == "CustomResourceDefinition" && r.Group == "apiextensions.k8s.io" {
+			groups[group] = true
+		}
+	}
+	for _, r := range refs {
+		if groups[r.Group] {
+			own = append(own, r)
+		} else {
+			rest = append(rest, r)
+		}
+	}
+	return own, rest
 }
 
 // keep splits refs into what may go and what must stay so that the claims do.

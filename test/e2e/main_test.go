@@ -181,25 +181,30 @@ func (n node) until(what string, f func() (done bool, state string)) {
 	}
 }
 
-// importBusybox makes an image of Debian's static busybox. Two at once make
-// the same bytes.
-func importBusybox(m *machine.Machine) error {
-	archive := filepath.Join(filepath.Dir(m.Dir), "busybox.tar")
-	rootfs := filepath.Join(filepath.Dir(m.Dir), "busybox")
+// importBusybox makes the image busybox:1.
+func importBusybox(m *machine.Machine) error { return importImage(m, "busybox:1") }
+
+// importImage makes an image of Debian's static busybox with these programs,
+// each as name=file, beside its tools. Two at once make the same bytes.
+func importImage(m *machine.Machine, name string, programs ...string) error {
+	base := filepath.Join(filepath.Dir(m.Dir), strings.ReplaceAll(name, ":", "-"))
 	script := `set -e
-mkdir -p "$1/bin" "$1/etc" "$1/tmp"
-cp "$(command -v busybox)" "$1/bin/busybox"
-for tool in $(busybox --list); do [ "$tool" = busybox ] || ln -s busybox "$1/bin/$tool"; done
-printf '%s\n' root:x:0:0:root:/:/bin/sh user:x:1000:1000:user:/:/bin/sh >"$1/etc/passwd"
-printf '%s\n' root:x:0: user:x:1000: extra:x:2000:user >"$1/etc/group"
-chmod 1777 "$1/tmp"
-tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C "$1" -cf "$2" .
-rm -rf "$1"`
-	if out, err := exec.Command("sh", "-c", script, "sh", rootfs, archive).CombinedOutput(); err != nil {
-		return fmt.Errorf("make the busybox image: %s: %w", out, err)
+root=$1 archive=$1.tar
+shift
+mkdir -p "$root/bin" "$root/etc" "$root/tmp"
+cp "$(command -v busybox)" "$root/bin/busybox"
+for tool in $(busybox --list); do [ "$tool" = busybox ] || ln -s busybox "$root/bin/$tool"; done
+for program; do cp "${program#*=}" "$root/bin/${program%%=*}"; done
+printf '%s\n' root:x:0:0:root:/:/bin/sh user:x:1000:1000:user:/:/bin/sh >"$root/etc/passwd"
+printf '%s\n' root:x:0: user:x:1000: extra:x:2000:user >"$root/etc/group"
+chmod 1777 "$root/tmp"
+tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C "$root" -cf "$archive" .
+rm -rf "$root"`
+	if out, err := exec.Command("sh", append([]string{"-c", script, "sh", base}, programs...)...).CombinedOutput(); err != nil {
+		return fmt.Errorf("make the image %s: %s: %w", name, out, err)
 	}
-	if r := m.Tutti("image", "import", archive, "busybox:1"); r.Err != nil {
-		return fmt.Errorf("import busybox: %s", r)
+	if r := m.Tutti("image", "import", base+".tar", name); r.Err != nil {
+		return fmt.Errorf("import %s: %s", name, r)
 	}
 	return nil
 }
