@@ -29,7 +29,7 @@ func (n node) importTool(name, image string) {
 	if _, err := os.Stat(filepath.Join(n.Repo, "dist", "tools", name)); err != nil {
 		n.t.Fatalf("run make tools: %v", err)
 	}
-	n.ok(n.Run(time.Minute, "sh", "-c", `tar -C dist/tools -c "$1" | bin/tutti image import - "$2"`, "sh", name, image))
+	n.ok(n.Run(2*time.Minute, "sh", "-c", `tar -C dist/tools -c "$1" | bin/tutti image import - "$2"`, "sh", name, image))
 }
 
 // servingCertificate makes a certificate for a name, signed by itself: the
@@ -89,11 +89,12 @@ func TestOperator(t *testing.T) {
 	// What is refused, by whom, in which words.
 	n.ok(n.Apply(website("v1", ns, "hello", "greeting: hello")))
 	for _, c := range []struct{ what, spec, want string }{
-		{"schema: type", "greeting: hi, replicas: many", `spec.replicas: Invalid value: "string"`},
-		{"schema: required", "tier: plain", "spec.greeting: Required value"},
+		{"schema: unknown field", "greeting: hi, colour: red", `unknown field "spec.colour"`},
+		{"schema: length", "tier: plain", "spec.greeting in body should be at least 1 chars long"},
+		{"schema: minimum", "greeting: hi, replicas: -1", "should be greater than or equal to 0"},
 		{"schema: enum", "greeting: hi, tier: golden", `Unsupported value: "golden"`},
 		{"schema: pattern", "greeting: <b>", "should match '^[^<>]*$'"},
-		{"CEL", "greeting: hi, replicas: 4", "replicas must be at most 3"},
+		{"CEL", "greeting: hi, replicas: 4", "replicas must be at most maxReplicas"},
 		{"webhook", "greeting: hello", `admission webhook "validate.tests.tutti.dev" denied the request: the greeting "hello" is taken by hello`},
 	} {
 		if r := n.Apply(website("v1", ns, "other", c.spec)); r.Err == nil || !strings.Contains(r.Stderr, c.want) {
@@ -337,5 +338,16 @@ func TestInformers(t *testing.T) {
 		if !strings.Contains(n.ok(r), "\n"+line+"\n") {
 			t.Errorf("no %q in %v", line, r)
 		}
+	}
+}
+
+// The Python client creates, lists, watches, executes, reads logs and forwards
+// ports; what it does and checks is in its program.
+func TestPythonClient(t *testing.T) {
+	n := shared(t)
+	ns := n.namespace("python")
+	r := n.Run(patience, "env", "KUBECONFIG="+filepath.Join(n.Dir, "admin.kubeconfig"), "/usr/bin/python3", "test/tools/pyclient/client.py", ns)
+	if !strings.HasSuffix(r.Stdout, "\ndone\n") || r.Err != nil {
+		t.Fatal(r)
 	}
 }

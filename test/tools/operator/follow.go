@@ -109,7 +109,7 @@ func list(ctx context.Context, namespace string, size int64) error {
 	fmt.Println(pages+1, "pages,", items, "items")
 
 	// A bookmark comes two seconds before the end, if there is a newer version by then: each five seconds.
-	initial, timeout := true, int64(10)
+	initial, timeout := true, int64(8)
 	w, err := maps.Watch(ctx, metav1.ListOptions{
 		AllowWatchBookmarks: true, SendInitialEvents: &initial, TimeoutSeconds: &timeout,
 		ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan,
