@@ -351,3 +351,43 @@ func TestPythonClient(t *testing.T) {
 		t.Fatal(r)
 	}
 }
+
+// A webhook for everything whose server has gone stops people, with a message
+// that names it, but not the start of the machine: it can be removed.
+func TestUnreachableWebhook(t *testing.T) {
+	n := running(t)
+	n.ok(n.Apply(`
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: {name: everything}
+webhooks:
+- name: everything.tests.tutti.dev
+  admissionReviewVersions: [v1]
+  sideEffects: None
+  clientConfig: {service: {namespace: default, name: gone}}
+  rules: [{apiGroups: ["*"], apiVersions: ["*"], operations: ["*"], resources: ["*/*"]}]
+`))
+	refused := func() (bool, string) {
+		r := n.Kubectl("create", "namespace", "refused", "--dry-run=server")
+		return r.Err != nil && strings.Contains(r.Stderr, `failed calling webhook "everything.tests.tutti.dev"`), r.String()
+	}
+	n.until("the webhook is in force", refused)
+	server, err := n.Server()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Up(); err != nil {
+		t.Fatal(err)
+	}
+	if is, state := refused(); !is {
+		t.Errorf("after the start: %s", state)
+	}
+	n.kubectl("delete", "validatingwebhookconfiguration", "everything")
+	n.until("what was refused is not any more", func() (bool, string) {
+		r := n.Kubectl("create", "namespace", "accepted")
+		return r.Err == nil, r.String()
+	})
+}
