@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -108,36 +109,58 @@ func list(ctx context.Context, namespace string, size int64) error {
 	}
 	fmt.Println(pages+1, "pages,", items, "items")
 
-	// A bookmark comes two seconds before the end, if there is a newer version by then: each five seconds.
-	initial, timeout := true, int64(8)
-	w, err := maps.Watch(ctx, metav1.ListOptions{
-		AllowWatchBookmarks: true, SendInitialEvents: &initial, TimeoutSeconds: &timeout,
-		ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan,
-	})
+	initial := true
+	seen := 0
+	if err := bookmark(ctx, maps.Watch, metav1.ListOptions{SendInitialEvents: &initial, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan},
+		func() { seen++ },
+		func(m metav1.Object) bool { return m.GetAnnotations()[metav1.InitialEventsAnnotationKey] == "true" }); err != nil {
+		return fmt.Errorf("watch from the list on: %w", err)
+	}
+	fmt.Println("initial bookmark after", seen, "items")
+
+	// Of what nobody writes, only the versions of everything else tell how old a watch is. A bookmark with one comes
+	// two seconds before the end.
+	ranges := c.CoreV1().LimitRanges(namespace)
+	none, err := ranges.List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	timeout := int64(9)
+	if err := bookmark(ctx, ranges.Watch, metav1.ListOptions{ResourceVersion: none.ResourceVersion, TimeoutSeconds: &timeout},
+		func() {},
+		func(m metav1.Object) bool { return m.GetResourceVersion() != none.ResourceVersion }); err != nil {
+		return fmt.Errorf("watch what nobody writes: %w", err)
+	}
+	fmt.Println("a bookmark of a newer version")
+	return nil
+}
+
+// bookmark watches until it gets the bookmark that is meant. It calls added for each object that is told of before.
+func bookmark(ctx context.Context, start func(context.Context, metav1.ListOptions) (watch.Interface, error), opts metav1.ListOptions,
+	added func(), meant func(metav1.Object) bool) error {
+	opts.AllowWatchBookmarks = true
+	w, err := start(ctx, opts)
 	if err != nil {
 		return err
 	}
 	defer w.Stop()
-	seen := 0
 	for e := range w.ResultChan() {
 		switch e.Type {
 		case watch.Added:
-			seen++
+			added()
 		case watch.Bookmark:
 			m, err := meta.Accessor(e.Object)
 			if err != nil {
 				return err
 			}
-			if m.GetAnnotations()[metav1.InitialEventsAnnotationKey] == "true" {
-				fmt.Println("initial bookmark after", seen, "items")
-			} else if m.GetResourceVersion() != "" {
-				fmt.Println("another bookmark")
+			if meant(m) {
+				return nil
 			}
 		case watch.Error:
-			return fmt.Errorf("watch: %v", e.Object)
+			return fmt.Errorf("%v", e.Object)
 		}
 	}
-	return nil
+	return errors.New("it ended without the bookmark")
 }
 
 func clientset() (*kubernetes.Clientset, error) {
