@@ -17,8 +17,9 @@ LDFLAGS := -s -w \
 KEEPER := internal/keeper/embedded/tutti-keeper
 
 # What a bare Debian 12 lacks: gcc to git are for building, nftables
-# carries Services, iproute2 and busybox-static are for the tests and images.
-PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git nftables iproute2 busybox-static
+# carries Services, iproute2 and busybox-static are for the tests and images,
+# python3-kubernetes is a client that the tests drive.
+PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git nftables iproute2 busybox-static python3-kubernetes
 
 .NOTPARALLEL:
 
@@ -53,6 +54,8 @@ tools: $(addprefix dist/tools/,$(TOOLS) kubectl debian)
 $(addprefix dist/tools/,$(TOOLS)): dist/tools/%: test/tools/%/go.mod
 	cd test/tools/$* && go build -tags '$(TAGS_$*)' -o $(CURDIR)/$@ tool
 
+dist/tools/operator: $(wildcard test/tools/operator/*.go)
+
 # Of what Prometheus can discover, only Kubernetes: its own tags leave out the clouds.
 TAGS_prometheus := remove_all_sd enable_kubernetes_sd
 
@@ -85,6 +88,7 @@ vet: keeper
 	go vet ./...
 	CGO_ENABLED=1 go vet -tags '$(KEEPERTAGS)' ./cmd/tutti-keeper ./internal/keeper/server
 	cd examples/shop && go vet ./...
+	cd test/tools/operator && go vet ./...
 
 test-unit: keeper
 	cd examples/shop && go test ./...

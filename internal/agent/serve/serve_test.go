@@ -607,8 +607,13 @@ func TestPodsAndStats(t *testing.T) {
 			t.Errorf("no %s in:\n%s", want, body)
 		}
 	}
-	if code, body := f.get("/metrics"); code != http.StatusOK || !strings.Contains(body, "go_goroutines") {
-		t.Errorf("/metrics: %d", code)
+	_, body = f.get("/metrics")
+	for _, want := range []string{
+		`kubelet_node_name{node="n1"} 1`, "kubelet_running_pods 1", `kubelet_running_containers{container_state="running"} 1`, "process_start_time_seconds ", "go_goroutines ",
+	} {
+		if !strings.Contains(body, "\n"+want) {
+			t.Errorf("no %s in:\n%s", want, body)
+		}
 	}
 }
 
