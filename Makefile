@@ -45,10 +45,10 @@ deps:
 		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends $$missing; }
 
 # Other people's programs, unmodified, as the end-to-end tests drive them: each
-# is pinned by a go.mod of its own, kubectl by ours.
+# is pinned by a go.mod of its own, kubectl by ours; an old one is Debian's.
 TOOLS := $(notdir $(patsubst %/,%,$(dir $(wildcard test/tools/*/go.mod))))
 .PHONY: tools
-tools: $(addprefix dist/tools/,$(TOOLS) kubectl)
+tools: $(addprefix dist/tools/,$(TOOLS) kubectl debian/usr/bin/kubectl)
 
 $(addprefix dist/tools/,$(TOOLS)): dist/tools/%: test/tools/%/go.mod
 	cd test/tools/$* && go build -tags '$(TAGS_$*)' -o $(CURDIR)/$@ tool
@@ -58,6 +58,14 @@ TAGS_prometheus := remove_all_sd enable_kubernetes_sd
 
 dist/tools/kubectl: go.mod
 	go build -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubectl
+
+# Debian's kubectl is years older than ours. It is unpacked, never installed.
+dist/tools/debian/usr/bin/kubectl:
+	@mkdir -p dist/tools/debian
+	cd dist/tools/debian && { apt-get -qq download kubernetes-client || \
+		{ apt-get -qq update && apt-get -qq download kubernetes-client; }; } 2>/dev/null
+	dpkg-deb --extract dist/tools/debian/kubernetes-client_*.deb dist/tools/debian
+	rm dist/tools/debian/kubernetes-client_*.deb
 
 # The images of the shop are made again only when their sources changed.
 SHOP := dist/shop
