@@ -32,16 +32,18 @@ type kubectl struct {
 	path string
 	ns   string
 	home string
-	env  []string
+	// upgrade is what a connection for streams is upgraded to.
+	upgrade string
+	env     []string
 }
 
-// old says of a row that Debian's kubectl 1.20 cannot do it, and why.
 type kubectlRow struct {
 	verb string
 	try  func(k kubectl)
-	old  string
-	// streams says that the row is tried once more by SPDY, which old ones
-	// speak, instead of WebSockets.
+	// old says why Debian's kubectl 1.20 cannot do it.
+	old string
+	// streams says that the new one, too, is to try it by SPDY, as old ones
+	// do, besides WebSockets.
 	streams bool
 }
 
@@ -49,9 +51,12 @@ type kubectlRow struct {
 // Debian's, which is three years and sixteen versions behind the server.
 func TestKubectl(t *testing.T) {
 	n := shared(t)
-	for _, c := range []struct{ name, path string }{
-		{"new", "dist/tools/kubectl"},
-		{"debian", "dist/tools/debian/usr/bin/kubectl"},
+	for _, c := range []struct {
+		name, path, upgrade string
+		old                 bool
+	}{
+		{"new", "dist/tools/kubectl", "websocket", false},
+		{"debian", "dist/tools/debian/usr/bin/kubectl", "SPDY/3.1", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -60,17 +65,19 @@ func TestKubectl(t *testing.T) {
 				t.Fatalf("run make tools: %v", err)
 			}
 			n := node{n.Machine, t}
-			k := kubectl{node: n, path: path, ns: n.namespace("kubectl-" + c.name), home: t.TempDir()}
+			k := kubectl{node: n, path: path, ns: n.namespace("kubectl-" + c.name), home: t.TempDir(), upgrade: c.upgrade}
 			for _, row := range kubectlRows {
 				t.Run(row.verb, func(t *testing.T) {
-					if row.old != "" && c.name == "debian" {
+					if c.old && row.old != "" {
 						t.Skip(row.old)
 					}
 					row.try(k.with(t))
 				})
-				if row.streams && c.name == "new" {
+				if row.streams && !c.old {
 					t.Run(row.verb+" by SPDY", func(t *testing.T) {
-						row.try(k.with(t, "KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false", "KUBECTL_PORT_FORWARD_WEBSOCKETS=false"))
+						k := k.with(t, "KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false", "KUBECTL_PORT_FORWARD_WEBSOCKETS=false")
+						k.upgrade = "SPDY/3.1"
+						row.try(k)
 					})
 				}
 			}
@@ -335,6 +342,7 @@ var kubectlRows = []kubectlRow{
 	}},
 	{verb: "exec", streams: true, try: func(k kubectl) {
 		k.says("uid=0(root)", "exec", "deployment/web", "-c", "web", "--", "id")
+		k.says("Upgrade: "+k.upgrade, "exec", "deployment/web", "-c", "web", "-v=8", "--", "true")
 		if out := k.saysTo("to upper", "", "exec", "-i", "deployment/web", "-c", "side", "--", "tr", "a-z", "A-Z"); out != "TO UPPER" {
 			k.t.Errorf("said %q", out)
 		}
@@ -381,7 +389,7 @@ var kubectlRows = []kubectlRow{
 		}
 		k.says("deleted", "delete", "pod", "shell")
 	}},
-	{verb: "cp", streams: true, try: func(k kubectl) {
+	{verb: "cp", try: func(k kubectl) {
 		web, dir := k.web(), k.t.TempDir()
 		text := strings.Repeat("a line of text\n", 1<<14)
 		k.says("", "cp", k.file("up", text), web+":/tmp/up", "-c", "side")
@@ -396,7 +404,8 @@ var kubectlRows = []kubectlRow{
 	}},
 	{verb: "port-forward", streams: true, try: func(k kubectl) {
 		for _, to := range []string{"pod/" + k.web(), "deployment/web"} {
-			s := k.talk("port-forward", to, ":8080")
+			s := k.talk("port-forward", to, ":8080", "-v=8")
+			s.await("Upgrade: " + k.upgrade)
 			port := s.await(`127.0.0.1:([0-9]+) -> 8080`)
 			for range 3 {
 				if page := k.fetch("http://127.0.0.1:" + port + "/"); page != "a page\n" {
@@ -406,7 +415,7 @@ var kubectlRows = []kubectlRow{
 			s.kill()
 		}
 	}},
-	{verb: "run", streams: true, try: func(k kubectl) {
+	{verb: "run", try: func(k kubectl) {
 		if out := k.saysTo("said\n", "", "run", "once", "--image=busybox:1", "--restart=Never", "--rm", "-i", "--quiet", "--", "sed", "s/^/was /"); !strings.Contains(out, "was said\n") {
 			k.t.Errorf("said %q", out)
 		}
@@ -419,7 +428,7 @@ var kubectlRows = []kubectlRow{
 			k.t.Errorf("exit status %d: %s", code, s.text())
 		}
 	}},
-	{verb: "debug a pod", streams: true, old: "1.20 speaks an alpha of ephemeral containers that the API server dropped in 1.22", try: func(k kubectl) {
+	{verb: "debug a pod", old: "1.20 speaks an alpha of ephemeral containers that the API server dropped in 1.22", try: func(k kubectl) {
 		s := k.talkAt(console.WinSize{Height: 24, Width: 80}, "debug", k.web(), "-it", "--image=busybox:1", "--target=web", "--", "sh")
 		s.enter("ps; cat /proc/1/root/www/index.html")
 		s.await("httpd -f")
@@ -428,13 +437,13 @@ var kubectlRows = []kubectlRow{
 		if code := s.end(); code != 0 {
 			k.t.Errorf("exit status %d: %s", code, s.text())
 		}
-		k.saysTo("ps | grep -c httpd; exit\n", "0", "debug", k.web(), "-i", "--image=busybox:1", "--profile=baseline", "--", "sh")
-		k.saysTo("ip addr add 127.9.9.9/8 dev lo && echo changed the network; exit\n", "changed the network",
+		k.saysTo("ps | grep '[h]ttpd' || echo alone; exit\n", "alone", "debug", k.web(), "-i", "--image=busybox:1", "--profile=baseline", "--", "sh")
+		k.saysTo("ip addr add 127.9.9.9/32 dev lo && ip addr del 127.9.9.9/32 dev lo && echo changed the network; exit\n", "changed the network",
 			"debug", k.web(), "-i", "--image=busybox:1", "--profile=netadmin", "--", "sh")
 		k.saysTo("mount -t tmpfs tmpfs /tmp && echo mounted; exit\n", "mounted",
 			"debug", k.web(), "-i", "--image=busybox:1", "--profile=sysadmin", "--", "sh")
 	}},
-	{verb: "debug a copy", streams: true, try: func(k kubectl) {
+	{verb: "debug a copy", try: func(k kubectl) {
 		s := k.talkAt(console.WinSize{Height: 24, Width: 80}, "debug", k.web(), "-it", "--copy-to=copy", "--share-processes", "--image=busybox:1", "-c", "debugger", "--", "sh")
 		s.enter("until ps | grep 'httpd -[f]'; do sleep 0.05; done")
 		s.await("httpd -f")
@@ -444,7 +453,7 @@ var kubectlRows = []kubectlRow{
 		}
 		k.says("deleted", "delete", "pod", "copy")
 	}},
-	{verb: "debug a node", streams: true, try: func(k kubectl) {
+	{verb: "debug a node", try: func(k kubectl) {
 		node := "node/" + k.get("nodes", "{.items[0].metadata.name}")
 		s := k.talkAt(console.WinSize{Height: 24, Width: 80}, "debug", node, "-it", "--image=busybox:1", "--", "sh")
 		s.enter("test -S /host" + k.Dir + "/tutti.sock && echo its files; ps | grep -q 'tutti[-]keeper' && echo its processes; ip addr show eth0")
