@@ -302,12 +302,15 @@ var kubectlRows = []kubectlRow{
 		k.says("serving", "logs", web, "-c", "web")
 		k.says("serving", "logs", "deployment/web", "--all-containers", "--tail=-1")
 		k.says("[pod/"+web+"/web] serving", "logs", "-l", "app=web", "--all-containers", "--prefix", "--tail=-1")
+		k.until("what is older than two seconds is left out", func() (bool, string) {
+			out := k.says("", "logs", web, "-c", "side", "--since=2s")
+			return strings.Contains(out, "tick") && !strings.Contains(out, "tick 1\n"), out
+		})
+		if out := k.says("tick 1\n", "logs", web, "-c", "side"); !strings.HasPrefix(out, "tick 1\ntick 2\n") {
+			k.t.Errorf("from the start: %q", out)
+		}
 		if out := k.says("tick", "logs", web, "-c", "side", "--tail=2"); strings.Count(out, "\n") != 2 {
 			k.t.Errorf("two lines: %q", out)
-		}
-		// The container ticks five times a second and began before this row.
-		if out := k.says("tick", "logs", web, "-c", "side", "--since=1s"); strings.Contains(out, "tick 1\n") {
-			k.t.Errorf("of the last second: %q", out)
 		}
 		k.says("", "logs", web, "-c", "side", "--since-time="+time.Now().Add(time.Hour).UTC().Format(time.RFC3339))
 		k.says(time.Now().UTC().Format("2006-01-02T"), "logs", web, "-c", "side", "--timestamps", "--tail=1")
@@ -333,7 +336,6 @@ var kubectlRows = []kubectlRow{
 		follow.await("tick [0-9]+")
 		follow.kill()
 		k.says("created", "run", "brief", "--image=busybox:1", "--restart=Never", "--", "sh", "-c", "sleep 1; echo over")
-		k.says("brief", "get", "pod", "brief")
 		k.until("the pod has a log", func() (bool, string) {
 			r := k.run("", "logs", "-f", "brief")
 			return r.Err == nil && r.Stdout == "over\n", r.String()
