@@ -62,8 +62,8 @@ dist/tools/kubectl: go.mod
 # Debian's kubectl is years older than ours. It is unpacked, never installed.
 dist/tools/debian/usr/bin/kubectl:
 	@mkdir -p dist/tools/debian
-	cd dist/tools/debian && { apt-get -qq download kubernetes-client || \
-		{ apt-get -qq update && apt-get -qq download kubernetes-client; }; } 2>/dev/null
+	cd dist/tools/debian && download() { apt-get -qq -o APT::Sandbox::User=root download kubernetes-client; } && \
+		{ download 2>/dev/null || { apt-get -qq update && download; }; }
 	dpkg-deb --extract dist/tools/debian/kubernetes-client_*.deb dist/tools/debian
 	rm dist/tools/debian/kubernetes-client_*.deb
 
