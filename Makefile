@@ -1,4 +1,4 @@
-# The words that people and scripts rely on: deps build up tools test test-long test-v2 bench notices vet linkproof clean.
+# The words that people and scripts rely on: deps build up tools test test-long test-v2 fuzz bench notices vet linkproof clean.
 
 # Every go command runs with the same flags, so that one cache serves them all.
 export GOFLAGS     := -trimpath -buildvcs=false
@@ -44,11 +44,11 @@ deps:
 	apt-get -qq install -y --no-install-recommends $$missing >/dev/null 2>&1 || \
 		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends $$missing; }
 
-# Other people's programs, unmodified, as the end-to-end tests drive them: each
-# is pinned by a go.mod of its own, kubectl by ours; an old one is Debian's.
+# Other people's programs, unmodified, as the end-to-end tests drive them: those
+# of Go are each pinned by a go.mod of its own, kubectl by ours.
 TOOLS := $(notdir $(patsubst %/,%,$(dir $(wildcard test/tools/*/go.mod))))
 .PHONY: tools
-tools: $(addprefix dist/tools/,$(TOOLS) kubectl debian/usr/bin/kubectl)
+tools: $(addprefix dist/tools/,$(TOOLS) kubectl debian)
 
 $(addprefix dist/tools/,$(TOOLS)): dist/tools/%: test/tools/%/go.mod
 	cd test/tools/$* && go build -tags '$(TAGS_$*)' -o $(CURDIR)/$@ tool
@@ -56,16 +56,13 @@ $(addprefix dist/tools/,$(TOOLS)): dist/tools/%: test/tools/%/go.mod
 # Of what Prometheus can discover, only Kubernetes: its own tags leave out the clouds.
 TAGS_prometheus := remove_all_sd enable_kubernetes_sd
 
+# Those that need Debian's libraries, or a daemon, come from its packages and are not installed.
+dist/tools/debian: test/tools/debian/fetch test/tools/debian/packages
+	@mkdir -p dist/tools
+	test/tools/debian/fetch $(CURDIR)/$@
+
 dist/tools/kubectl: go.mod
 	go build -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubectl
-
-# Debian's kubectl is years older than ours. It is unpacked, never installed.
-dist/tools/debian/usr/bin/kubectl:
-	@mkdir -p dist/tools/debian
-	cd dist/tools/debian && download() { apt-get -qq -o APT::Sandbox::User=root download kubernetes-client; } && \
-		{ download 2>/dev/null || { apt-get -qq update && download; }; }
-	dpkg-deb --extract dist/tools/debian/kubernetes-client_*.deb dist/tools/debian
-	rm dist/tools/debian/kubernetes-client_*.deb
 
 # The images of the shop are made again only when their sources changed.
 SHOP := dist/shop
@@ -99,6 +96,21 @@ test-e2e: build images tools
 
 test-long: deps build images tools
 	go test -count=1 -timeout 90m ./test/e2e/...
+
+# A minute for each thing that reads foreign bytes; FUZZ_TIME says how long.
+# What is found stays in the package's testdata, and is a test from then on.
+FUZZ_TIME ?= 1m
+FUZZ := go test -run '^$$' -fuzztime $(FUZZ_TIME)
+.PHONY: fuzz
+fuzz: keeper
+	$(FUZZ) -fuzz '^FuzzLayer$$' ./internal/image
+	$(FUZZ) -fuzz '^FuzzArchive$$' ./internal/image
+	$(FUZZ) -fuzz '^FuzzStream$$' ./internal/image
+	$(FUZZ) -fuzz '^FuzzSubPath$$' ./internal/agent/podvolume
+	$(FUZZ) -fuzz '^FuzzTerminationMessage$$' ./internal/agent/podvolume
+	CGO_ENABLED=1 $(FUZZ) -tags '$(KEEPERTAGS)' -fuzz '^FuzzCRI$$' ./internal/keeper/server
+	CGO_ENABLED=1 $(FUZZ) -tags '$(KEEPERTAGS)' -fuzz '^FuzzMessages$$' ./internal/keeper/server
+	CGO_ENABLED=1 $(FUZZ) -tags '$(KEEPERTAGS)' -fuzz '^FuzzRecord$$' ./internal/keeper/server
 
 # Boots Debian's kernel in QEMU, with control groups of version 2 only. Takes two minutes.
 .PHONY: test-v2

@@ -61,7 +61,7 @@ func (g *gate) ask(p *v1.Pod, op lifecycle.Operation) *pod.Refusal {
 		}
 	}
 	if wantsAppArmor(p) {
-		return &pod.Refusal{Reason: "AppArmor", Message: "Cannot enforce AppArmor: it is not supported by tutti yet"}
+		return &pod.Refusal{Reason: "AppArmor", Message: "AppArmor is not supported by tutti yet; leave appArmorProfile out, or set it to Unconfined"}
 	}
 	for _, rule := range g.rules {
 		if r := rule.Admit(at); !r.Admit {

@@ -438,7 +438,7 @@ func (a *Agent) runtimeOf(p *v1.Pod) (runtime.Runtime, string) {
 	}
 	rt := a.Runtimes[class.Handler]
 	if rt == nil {
-		return nil, fmt.Sprintf("failed to get sandbox runtime: no runtime for %q is configured", class.Handler)
+		return nil, fmt.Sprintf("failed to get sandbox runtime: this machine has no runtime %q; use the RuntimeClass container, or none", class.Handler)
 	}
 	return rt, ""
 }

@@ -8,24 +8,29 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+	nodelisters "k8s.io/client-go/listers/node/v1"
 	"k8s.io/client-go/rest"
 	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/probe"
 	"tutti.dev/tutti/internal/agent/translate"
+	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/image"
 	"tutti.dev/tutti/internal/network"
 	"tutti.dev/tutti/internal/runtime"
@@ -228,6 +233,8 @@ func (m machineNetwork) Detach(context.Context, string) error { return nil }
 func (m machineNetwork) List(context.Context) ([]network.Attachment, error) {
 	return nil, nil
 }
+
+func (m machineNetwork) Flows() ([]api.Flow, error) { return nil, nil }
 
 func (m machineImages) Get(_ context.Context, name string) (image.Image, error) {
 	m.mu.Lock()
@@ -691,7 +698,11 @@ func TestIsolationIsNotIgnored(t *testing.T) {
 	b.create(func(p *v1.Pod) {
 		p.Spec.SecurityContext = &v1.PodSecurityContext{AppArmorProfile: &v1.AppArmorProfile{Type: v1.AppArmorProfileTypeRuntimeDefault}}
 	})
-	b.until("the pod is refused", func() bool { return b.pod().Status.Phase == v1.PodFailed && b.pod().Status.Reason == "AppArmor" })
+	b.until("the pod is refused", func() bool {
+		s := b.pod().Status
+		return s.Phase == v1.PodFailed && s.Reason == "AppArmor" &&
+			strings.HasSuffix(s.Message, "AppArmor is not supported by tutti yet; leave appArmorProfile out, or set it to Unconfined")
+	})
 
 	b = newBench(t)
 	b.create(func(p *v1.Pod) { p.Spec.HostUsers = new(bool) })
@@ -699,12 +710,39 @@ func TestIsolationIsNotIgnored(t *testing.T) {
 		b.agent.mu.Lock()
 		defer b.agent.mu.Unlock()
 		for _, x := range b.agent.actors {
-			return x.faults(&x.o.Ground) > 0
+			x.mu.Lock()
+			defer x.mu.Unlock()
+			return x.o.Ground.Fault != nil && x.o.Ground.Fault.Message == "user namespaces are not supported by tutti yet; leave hostUsers out"
 		}
 		return false
 	})
 	if notes := b.m.notes(); len(notes) > 0 {
 		t.Errorf("did %q", notes)
+	}
+}
+
+// A pod that asks for what is not there is told so.
+func TestWarnings(t *testing.T) {
+	b := newBench(t)
+	b.create(func(p *v1.Pod) {
+		p.Spec.ImagePullSecrets = []v1.LocalObjectReference{{Name: "none"}}
+		p.Spec.Containers[0].Image = "none"
+	})
+	b.until("the missing secret is told of", func() bool {
+		all, err := b.client.CoreV1().Events("").List(t.Context(), metav1.ListOptions{})
+		return err == nil && slices.ContainsFunc(all.Items, func(e v1.Event) bool {
+			return e.Message == "Unable to retrieve some image pull secrets (none); attempting to pull the image may not succeed."
+		})
+	})
+
+	classes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
+	class := "kata"
+	if err := classes.Add(&nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: class}, Handler: class}); err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{classes: nodelisters.NewRuntimeClassLister(classes)}
+	if _, why := a.runtimeOf(&v1.Pod{Spec: v1.PodSpec{RuntimeClassName: &class}}); why != `failed to get sandbox runtime: this machine has no runtime "kata"; use the RuntimeClass container, or none` {
+		t.Errorf("got %q", why)
 	}
 }
 

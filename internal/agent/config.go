@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"tutti.dev/tutti/internal/agent/probe"
+	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/image"
 	"tutti.dev/tutti/internal/network"
 	"tutti.dev/tutti/internal/runtime"
@@ -73,6 +74,8 @@ type Network interface {
 	// Detach of an unknown pod is no error.
 	Detach(ctx context.Context, podID string) error
 	List(ctx context.Context) ([]network.Attachment, error)
+	// Flows are who talks to whom on this machine, as far as pods do.
+	Flows() ([]api.Flow, error)
 }
 
 // Volumes is what the agent needs of volumes. All calls are idempotent.

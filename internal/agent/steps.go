@@ -90,25 +90,22 @@ func (x *actor) part(p *pod.Part, reason, prefix string, err error) {
 		return
 	}
 	x.a.log.Warn("pod is not ready to start", "pod", x.uid, "reason", reason, "err", err)
-	if x.faults(p) > 3 { // what passes within a second is nobody's business
+	if x.lasts(p) {
 		x.a.event(x.desired(), "", v1.EventTypeWarning, reason, prefix+err.Error())
 	}
 }
 
-func (x *actor) faults(p *pod.Part) int {
+func (x *actor) lasts(p *pod.Part) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if p.Fault == nil {
-		return 0
-	}
-	return p.Fault.Count
+	return p.Fault.Lasts()
 }
 
 // openGround attaches the pod to the network and opens it in its runtime.
 func (x *actor) openGround(ctx context.Context) error {
 	p := x.desired()
 	if p.Spec.HostUsers != nil && !*p.Spec.HostUsers {
-		return errors.New("user namespaces (hostUsers: false) are not supported by tutti yet")
+		return errors.New("user namespaces are not supported by tutti yet; leave hostUsers out")
 	}
 	rt, err := x.runtime()
 	if err != nil {

@@ -24,6 +24,9 @@ const (
 	// LabelPartOf is the recommended Kubernetes label for the application that
 	// an object belongs to; it names an application before its folder does.
 	LabelPartOf = "app.kubernetes.io/part-of"
+	// LabelVersion is the recommended Kubernetes label for what version of
+	// itself an object is.
+	LabelVersion = "app.kubernetes.io/version"
 	// LabelInstance groups what another deployer (Helm, for one) installed.
 	LabelInstance = "app.kubernetes.io/instance"
 )
@@ -39,10 +42,16 @@ const DefaultDataDir = "/var/lib/tutti"
 const (
 	RegistryGroup    = "registry.tutti.dev"
 	RegistryResource = "repositories"
+	// MirrorResource is for other registries whose images are mirrored; it is
+	// of no namespace.
+	MirrorResource = "mirrors"
 )
 
 // NoRegistry as a port means that there is no registry.
 const NoRegistry = -1
+
+// NoMirrors as mirrors means that there are none.
+const NoMirrors = "none"
 
 // Settings are what a machine is told once and keeps: they are written to
 // DataDir.Config at the first start. Empty fields mean the defaults.
@@ -55,6 +64,9 @@ type Settings struct {
 	// RegistryPort is where images are served, next to the API's addresses;
 	// NoRegistry turns that off.
 	RegistryPort int `json:"registryPort,omitempty"`
+	// Mirrors are other registries whose images the registry fetches and
+	// keeps: HOST or HOST=URL, separated by commas; NoMirrors turns that off.
+	Mirrors string `json:"mirrors,omitempty"`
 	// NodeName is how the cluster calls this machine.
 	NodeName string `json:"nodeName,omitempty"`
 	// ClusterCIDR and ServiceCIDR are where pods and Services get addresses.

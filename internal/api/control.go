@@ -16,8 +16,9 @@ const (
 	// PathImages is the root of the image store's own language.
 	PathImages = "/images"
 	// PathCollect takes POST and removes what no image needs from the
-	// registry; with ?untagged=true images without a tag too. It waits until
-	// nobody pushes, and answers with Collected or an error's text.
+	// registry; with ?untagged=true images without a tag too, with
+	// ?mirrors=true everything that was fetched from other registries. It
+	// waits until nobody pushes, and answers with Collected or an error's text.
 	PathCollect = "/registry/collect"
 )
 

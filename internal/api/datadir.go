@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // DataDir is the path of a data directory; its methods name what is in it.
@@ -48,6 +49,9 @@ func (d DataDir) Check() (isNew bool, err error) {
 	entries, err := os.ReadDir(string(d))
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil
+	}
+	if errors.Is(err, syscall.ENOTDIR) {
+		return false, fmt.Errorf("%s is not a directory; choose another with --data-dir", d)
 	}
 	if err != nil {
 		return false, fmt.Errorf("read the data directory: %w", err)

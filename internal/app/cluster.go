@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -20,6 +21,7 @@ import (
 
 // Cluster is a Kubernetes cluster to deploy to.
 type Cluster struct {
+	host    string // URL of its API
 	dynamic dynamic.Interface
 	clients kubernetes.Interface
 	mapper  *restmapper.DeferredDiscoveryRESTMapper
@@ -47,7 +49,7 @@ func Connect(config *rest.Config) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Cluster{dyn, clients, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(disco))}, nil
+	return &Cluster{config.Host, dyn, clients, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(disco))}, nil
 }
 
 // Load connects to the cluster of a kubeconfig's current context; kubeconfig
@@ -58,10 +60,14 @@ func Load(kubeconfig string) (c *Cluster, namespace string, err error) {
 	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil)
 	config, err := loader.ClientConfig()
 	if clientcmd.IsEmptyConfig(err) {
-		return nil, "", fmt.Errorf("%s: no such kubeconfig, or an empty one", kubeconfig)
+		return nil, "", fmt.Errorf("%s is no kubeconfig, or an empty one; set KUBECONFIG to another, or unset it for this machine's", kubeconfig)
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("read kubeconfig: %w", err)
+		var file *fs.PathError
+		if errors.As(err, &file) || !strings.Contains(err.Error(), "couldn't get version/kind") {
+			return nil, "", fmt.Errorf("read kubeconfig: %w", err)
+		}
+		return nil, "", fmt.Errorf("%s is no kubeconfig; set KUBECONFIG to another, or unset it for this machine's", kubeconfig)
 	}
 	namespace, _, err = loader.Namespace()
 	if err != nil {

@@ -17,9 +17,11 @@ var (
 	typedPatch = regexp.MustCompile(`^failed to create typed patch object \([^)]*\): (?:errors: )?`)
 	undeclared = regexp.MustCompile(`\.?([^\s:]+): field not declared in schema`)
 	cannot     = regexp.MustCompile(`^\S+ in version "[^"]*" cannot be handled as a \S+: (?:strict decoding error: )?`)
-	wrongType  = regexp.MustCompile(`, got &value\.valueUnstructured\{Value:(.*?)\}`)
-	invalid    = regexp.MustCompile(`^\S+ "[^"]*" is invalid: `)
-	duplicate  = regexp.MustCompile(`\s+`)
+	wrongType  = regexp.MustCompile(`, got &(?:value\.valueUnstructured)?\{(?:Value:)?(.*?)\}`)
+	// grammar is how a rule that has been told in words ends.
+	grammar   = regexp.MustCompile(` \(e\.g\. '[^)]*regex used for validation is '[^']*'\)`)
+	invalid   = regexp.MustCompile(`^\S+ "[^"]*" is invalid: `)
+	duplicate = regexp.MustCompile(`\s+`)
 )
 
 // plain is what the server said, in one line, without what the reader knows.
@@ -32,6 +34,7 @@ func plain(err error) string {
 	text = typedPatch.ReplaceAllString(text, "")
 	text = cannot.ReplaceAllString(text, "")
 	text = invalid.ReplaceAllString(text, "")
+	text = grammar.ReplaceAllString(text, "")
 	text = undeclared.ReplaceAllString(text, `unknown field "$1"`)
 	text = wrongType.ReplaceAllString(text, ", got $1")
 	return strings.TrimSpace(duplicate.ReplaceAllString(text, " "))

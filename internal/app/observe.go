@@ -8,8 +8,12 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	"tutti.dev/tutti/internal/api"
 )
 
 // Snapshot is what a cluster runs at one moment.
@@ -23,11 +27,20 @@ type Snapshot struct {
 	DaemonSets   []*appsv1.DaemonSet
 	Jobs         []*batchv1.Job
 	CronJobs     []*batchv1.CronJob
+
+	// What was measured, if the observer was told to: nil while not known.
+	PodUsage  map[types.NamespacedName]Usage
+	NodeUsage map[string]Usage
+	Flows     map[string][]api.Flow // by the node that tells
+	Notes     []string              // what cannot be told, and why
+	Silent    time.Time             // since when the API does not answer; zero while it does
 }
 
 // Observer keeps a snapshot up to date by watching.
 type Observer struct {
+	rest                                                        rest.Interface
 	changed                                                     chan struct{}
+	measured                                                    *measured // nil unless asked for
 	nodes, pods, services, deploys, sets, sts, dss, jobs, crons cache.Store
 }
 
@@ -35,13 +48,7 @@ type Observer struct {
 // when the first list does not come within timeout.
 func (c *Cluster) Observe(ctx context.Context, timeout time.Duration) (*Observer, error) {
 	f := informers.NewSharedInformerFactory(c.clients, 0)
-	o := &Observer{changed: make(chan struct{}, 1)}
-	wake := func() {
-		select {
-		case o.changed <- struct{}{}:
-		default: // it is to wake already
-		}
-	}
+	o := &Observer{rest: c.clients.Discovery().RESTClient(), changed: make(chan struct{}, 1)}
 	failed := make(chan error, 1)
 	store := func(i cache.SharedIndexInformer) cache.Store {
 		// Neither can fail on an informer that was not started.
@@ -52,10 +59,10 @@ func (c *Cluster) Observe(ctx context.Context, timeout time.Duration) (*Observer
 			}
 		})
 		_, _ = i.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { wake() }, DeleteFunc: func(any) { wake() },
+			AddFunc: func(any) { o.wake() }, DeleteFunc: func(any) { o.wake() },
 			UpdateFunc: func(old, new any) {
 				if !sameVersion(old, new) {
-					wake()
+					o.wake()
 				}
 			},
 		})
@@ -87,7 +94,7 @@ func (c *Cluster) Observe(ctx context.Context, timeout time.Duration) (*Observer
 		return nil, fmt.Errorf("list what runs: %w", err)
 	case ok := <-synced:
 		if !ok {
-			return nil, fmt.Errorf("list what runs: no answer within %s", timeout)
+			return nil, fmt.Errorf("list what runs: no answer within %s; check that the cluster runs, and try again", timeout)
 		}
 	}
 	return o, nil
@@ -100,17 +107,26 @@ func sameVersion(old, new any) bool {
 	return ok && ok2 && a.GetResourceVersion() == b.GetResourceVersion()
 }
 
+func (o *Observer) wake() {
+	select {
+	case o.changed <- struct{}{}:
+	default: // it is to wake already
+	}
+}
+
 // Changed receives after anything changed; several changes may be told once.
 func (o *Observer) Changed() <-chan struct{} { return o.changed }
 
 // Snapshot is what runs now. Its objects are shared: do not change them.
 func (o *Observer) Snapshot() Snapshot {
-	return Snapshot{
+	s := Snapshot{
 		Nodes: list[corev1.Node](o.nodes), Pods: list[corev1.Pod](o.pods), Services: list[corev1.Service](o.services),
 		Deployments: list[appsv1.Deployment](o.deploys), ReplicaSets: list[appsv1.ReplicaSet](o.sets),
 		StatefulSets: list[appsv1.StatefulSet](o.sts), DaemonSets: list[appsv1.DaemonSet](o.dss),
 		Jobs: list[batchv1.Job](o.jobs), CronJobs: list[batchv1.CronJob](o.crons),
 	}
+	o.measured.into(&s)
+	return s
 }
 
 func list[T any](s cache.Store) []*T {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -56,6 +57,13 @@ func Problems(p *corev1.Pod) []Problem {
 func containerProblem(p *corev1.Pod, cs corev1.ContainerStatus) (Problem, bool) {
 	pr := Problem{Container: cs.Name}
 	switch w, t, last := cs.State.Waiting, cs.State.Terminated, cs.LastTerminationState.Terminated; {
+	case w != nil && slices.Contains(quiet, w.Reason) && w.Message != "":
+		// On its way, but held up: the message begins with the reason.
+		reason, message, ok := strings.Cut(oneLine(w.Message), ": ")
+		if !ok {
+			reason, message = w.Reason, reason
+		}
+		pr.Reason, pr.Message = reason, message
 	case w != nil && !slices.Contains(quiet, w.Reason):
 		pr.Reason, pr.Message = w.Reason, oneLine(w.Message)
 		// The two take turns as long as the cause stays: one is told.
@@ -93,4 +101,13 @@ func podProblem(p *corev1.Pod) string {
 	return ""
 }
 
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+// oneLine takes from a message what would move a terminal's cursor: some of
+// them are written by whoever wrote the program.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return -1
+	}, strings.Join(strings.Fields(s), " "))
+}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -85,7 +86,7 @@ func nameOf(path string) (string, error) {
 
 func notThere(path string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s does not exist", path)
+		return fmt.Errorf("%s does not exist; check the path", path)
 	}
 	return fmt.Errorf("read %s: %w", path, errors.Unwrap(err))
 }
@@ -130,10 +131,17 @@ func readFile(path string) ([]Object, error) {
 	return decode(path, f)
 }
 
+// unresolved is how kustomize says, in several ways at once, that a file it
+// was told of is not there.
+var unresolved = regexp.MustCompile(`lstat (.+?): no such file or directory`)
+
 func kustomize(dir string) ([]Object, error) {
 	made, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", dir, err)
+		if missing := unresolved.FindStringSubmatch(err.Error()); missing != nil {
+			return nil, fmt.Errorf("%s does not exist, but a kustomization below %s names it; make it, or take it out", missing[1], dir)
+		}
+		return nil, fmt.Errorf("%s: %s", dir, oneLine(err.Error()))
 	}
 	text, err := made.AsYaml()
 	if err != nil {
@@ -171,7 +179,7 @@ func decodeOne(file string, doc []byte) ([]Object, error) {
 		return nil, nil // only comments
 	}
 	if json[0] != '{' {
-		return nil, errors.New("is not an object; expected apiVersion, kind and metadata")
+		return nil, errors.New("is not an object; it needs apiVersion, kind and metadata")
 	}
 	u := &unstructured.Unstructured{}
 	if err := u.UnmarshalJSON(json); err != nil {
@@ -207,11 +215,11 @@ func decodeOne(file string, doc []byte) ([]Object, error) {
 func check(file string, u *unstructured.Unstructured) (Object, error) {
 	switch {
 	case u.GetAPIVersion() == "":
-		return Object{}, errors.New("has no apiVersion")
+		return Object{}, errors.New("has no apiVersion; `tutti kubectl explain KIND` tells it")
 	case u.GetKind() == "":
-		return Object{}, errors.New("has no kind")
+		return Object{}, errors.New("has no kind; every object needs one, such as Deployment")
 	case u.GetName() == "":
-		return Object{}, fmt.Errorf("%s has no metadata.name", u.GetKind())
+		return Object{}, fmt.Errorf("%s has no metadata.name; give it one", u.GetKind())
 	}
 	return Object{Unstructured: u, File: file}, nil
 }
@@ -226,9 +234,9 @@ func wrongObject(json []byte) error {
 		return errors.New("is a compose file, which this version does not read; write Kubernetes objects")
 	}
 	if m["apiVersion"] == nil {
-		return errors.New("has no apiVersion")
+		return errors.New("has no apiVersion; `tutti kubectl explain KIND` tells it")
 	}
-	return errors.New("has no kind")
+	return errors.New("has no kind; every object needs one, such as Deployment")
 }
 
 // yamlError strips what the libraries put in front of the useful part.

@@ -49,18 +49,19 @@ func TestRead(t *testing.T) {
 		{"the caller names it", map[string]string{"1.yaml": ofBlog, "2.yaml": ofShop}, "", "Both Of Them", "both-of-them", "ConfigMap d, ConfigMap c"},
 		{"kustomization", map[string]string{"kustomization.yaml": "namePrefix: x-\nresources: [a.yaml]\n", "a.yaml": configMap, "b.yaml": secret}, "", "", "my-app", "ConfigMap x-a"},
 		{"stdin with a name", nil, "-", "it", "it", "ConfigMap a"},
-		{"stdin without", nil, "-", "", "", "standard input names no application; pass --name"},
-		{"two labels", map[string]string{"1.yaml": ofBlog, "2.yaml": ofShop}, "", "", "", "two applications, blog and shop"},
-		{"nothing there", nil, "no", "", "", "no does not exist"},
-		{"nothing in it", map[string]string{"readme": "x"}, "", "", "", "holds no objects"},
+		{"stdin without", nil, "-", "", "", "standard input names no application; pass --name, or label its objects app.kubernetes.io/part-of"},
+		{"two labels", map[string]string{"1.yaml": ofBlog, "2.yaml": ofShop}, "", "", "", "objects are part of two applications, blog and shop; deploy them apart or pass --name"},
+		{"nothing there", nil, "no", "", "", "no does not exist; check the path"},
+		{"nothing in it", map[string]string{"readme": "x"}, "", "", "", " holds no objects; write Kubernetes objects as YAML into it"},
 		{"no YAML", map[string]string{"a.yaml": "a: [b\n"}, "", "", "", "a.yaml: document 1: yaml: line 1"},
 		{"a key twice", map[string]string{"a.yaml": configMap + "kind: Secret\n"}, "", "", "", `a.yaml: document 1: line 4: key "kind" already set in map`},
-		{"no kind", map[string]string{"a.yaml": "apiVersion: v1\nmetadata: {name: a}\n"}, "", "", "", "a.yaml: document 1: has no kind"},
-		{"no apiVersion", map[string]string{"a.yaml": "kind: Pod\nmetadata: {name: a}\n"}, "", "", "", "has no apiVersion"},
-		{"no name", map[string]string{"a.yaml": configMap + "---\napiVersion: v1\nkind: Pod\n"}, "", "", "", "document 2: Pod has no metadata.name"},
-		{"compose", map[string]string{"compose.yaml": "services: {web: {image: x}}\n"}, "", "", "", "is a compose file"},
-		{"only text", map[string]string{"a.yaml": "hello\n"}, "", "", "", "is not an object"},
-		{"an object twice", map[string]string{"1.yaml": configMap, "2.yaml": configMap}, "", "", "", "ConfigMap a: is given twice, first in "},
+		{"no kind", map[string]string{"a.yaml": "apiVersion: v1\nmetadata: {name: a}\n"}, "", "", "", "a.yaml: document 1: has no kind; every object needs one, such as Deployment"},
+		{"no apiVersion", map[string]string{"a.yaml": "kind: Pod\nmetadata: {name: a}\n"}, "", "", "", "has no apiVersion; `tutti kubectl explain KIND` tells it"},
+		{"no name", map[string]string{"a.yaml": configMap + "---\napiVersion: v1\nkind: Pod\n"}, "", "", "", "document 2: Pod has no metadata.name; give it one"},
+		{"compose", map[string]string{"compose.yaml": "services: {web: {image: x}}\n"}, "", "", "", "is a compose file, which this version does not read; write Kubernetes objects"},
+		{"only text", map[string]string{"a.yaml": "hello\n"}, "", "", "", "is not an object; it needs apiVersion, kind and metadata"},
+		{"an object twice", map[string]string{"1.yaml": configMap, "2.yaml": configMap}, "", "", "", "2.yaml: ConfigMap a: is given twice, first in %s/1.yaml; remove one"},
+		{"a kustomization of nothing", map[string]string{"kustomization.yaml": "resources: [a.yaml]\n"}, "", "", "", "%s/a.yaml does not exist, but a kustomization below %s names it; make it, or take it out"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := c.path
@@ -69,7 +70,7 @@ func TestRead(t *testing.T) {
 			}
 			a, err := Read(path, c.call, strings.NewReader(configMap))
 			if err != nil {
-				if c.app != "" || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+				if want := strings.ReplaceAll(c.want, "%s", path); c.app != "" || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 					t.Errorf("error %q", err)
 				}
 				return

@@ -80,7 +80,7 @@ func deploymentReady(d *appsv1.Deployment) verdict {
 	}
 	for _, c := range s.Conditions {
 		if c.Type == appsv1.DeploymentProgressing && c.Reason == "ProgressDeadlineExceeded" {
-			return failed("%d of %d ready, no progress for too long", s.AvailableReplicas, want)
+			return failed("%d of %d ready, no progress for too long; `tutti status` says why", s.AvailableReplicas, want)
 		}
 		if c.Type == appsv1.DeploymentReplicaFailure && c.Status == corev1.ConditionTrue {
 			return waiting("%s", c.Message)
@@ -174,7 +174,7 @@ func claimReady(c *corev1.PersistentVolumeClaim) verdict {
 	case corev1.ClaimBound:
 		return done("bound")
 	case corev1.ClaimLost:
-		return failed("has lost its volume")
+		return failed("has lost its volume; restore that, or delete the claim")
 	}
 	return waiting("waits for a volume")
 }

@@ -44,6 +44,22 @@ func (c *Cluster) Find(ctx context.Context, namespace, name string) (string, err
 	return "", fmt.Errorf("application %s is deployed in several namespaces (%s); choose one with --namespace", name, strings.Join(in, ", "))
 }
 
+// Names are those of the applications that are deployed, in order.
+func (c *Cluster) Names(ctx context.Context) ([]string, error) {
+	list, err := c.clients.CoreV1().ConfigMaps(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
+		LabelSelector: labels.Set{api.LabelInventory: "true"}.String(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list applications: %w", err)
+	}
+	var names []string
+	for _, cm := range list.Items {
+		names = append(names, cm.Labels[api.LabelApp])
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
 // Remove deletes an application's objects and waits until they are gone.
 // Volume claims, and namespaces that hold any, are kept and returned unless
 // volumes is set.

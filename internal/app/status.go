@@ -27,6 +27,15 @@ type Status struct {
 	Ready bool   `json:"ready"`
 	Nodes []Node `json:"nodes"`
 	Apps  []App  `json:"apps"`
+
+	// What follows is there when it was measured.
+
+	// Connections are who talks to whom, now and in the last minutes.
+	Connections []Connection `json:"connections,omitempty"`
+	// Notes say what could not be told, and why.
+	Notes []string `json:"notes,omitempty"`
+	// Silent is since when the API does not answer: the rest is of before.
+	Silent *time.Time `json:"silent,omitempty"`
 }
 
 // Node is a machine of the cluster.
@@ -37,6 +46,8 @@ type Node struct {
 	Address     string   `json:"address,omitempty"`
 	Version     string   `json:"version,omitempty"`
 	Problems    []string `json:"problems,omitempty"`
+	Capacity    Usage    `json:"capacity"`
+	Usage       *Usage   `json:"usage,omitempty"` // when measured
 }
 
 // App is an application in a namespace. What belongs to none has the name "".
@@ -49,13 +60,21 @@ type App struct {
 
 // Service is one part of an application: a workload and its pods.
 type Service struct {
-	Name     string    `json:"name"`
-	Kind     string    `json:"kind"`
-	Ready    int       `json:"ready"`
-	Desired  int       `json:"desired"`
-	Restarts int       `json:"restarts"`
-	Created  time.Time `json:"created"`
-	Images   []string  `json:"images"`
+	Name     string `json:"name"`
+	Kind     string `json:"kind"`
+	Ready    int    `json:"ready"`
+	Desired  int    `json:"desired"`
+	Restarts int    `json:"restarts"`
+	// LastRestart is when a container last ended that was started again.
+	LastRestart *time.Time `json:"lastRestart,omitempty"`
+	Created     time.Time  `json:"created"`
+	Images      []string   `json:"images"`
+	// Version is what is wanted: the label app.kubernetes.io/version, or the
+	// image's tag. Replaces are other versions that still run.
+	Version  string   `json:"version,omitempty"`
+	Replaces []string `json:"replaces,omitempty"`
+	// Usage is that of the pods together, when measured.
+	Usage *Usage `json:"usage,omitempty"`
 	// URLs can be opened from outside of the cluster, Addresses from inside.
 	URLs      []string `json:"urls,omitempty"`
 	Addresses []string `json:"addresses,omitempty"`
@@ -65,16 +84,45 @@ type Service struct {
 	Problems []string `json:"problems,omitempty"`
 }
 
+// Steady is the status without the figures that change all the time though
+// nothing happens.
+func (s Status) Steady() Status {
+	s.Nodes, s.Apps, s.Connections = slices.Clone(s.Nodes), slices.Clone(s.Apps), slices.Clone(s.Connections)
+	for i := range s.Nodes {
+		s.Nodes[i].Usage = nil
+	}
+	for i, a := range s.Apps {
+		s.Apps[i].Services = slices.Clone(a.Services)
+		for j := range a.Services {
+			s.Apps[i].Services[j].Usage = nil
+		}
+	}
+	for i, c := range s.Connections {
+		s.Connections[i].Open, s.Connections[i].Recent, s.Connections[i].Bytes, s.Connections[i].Addresses = 0, 0, 0, 0
+		s.Connections[i].Waiting = min(c.Waiting, 1)
+		for _, p := range []*Peer{&s.Connections[i].From, &s.Connections[i].To} {
+			if p.Kind == PeerOutside {
+				p.Name = ""
+			}
+		}
+	}
+	return s
+}
+
 // Summarize orders a snapshot by application. Kubernetes' own parts are left
 // out unless system is set.
 func Summarize(s Snapshot, system bool) Status {
-	st := Status{Nodes: nodes(s.Nodes), Apps: []App{}}
+	st := Status{Nodes: nodes(s.Nodes, s.NodeUsage), Apps: []App{}, Notes: s.Notes}
 	for _, n := range st.Nodes {
 		st.Ready = st.Ready || n.Ready && n.Schedulable
 	}
+	if !s.Silent.IsZero() {
+		st.Ready, st.Silent = false, &s.Silent
+	}
 	type key struct{ namespace, name string }
 	apps := map[key]*App{}
-	for _, w := range workloads(s) {
+	all := workloads(s)
+	for _, w := range all {
 		if w.meta.Namespace == metav1.NamespaceSystem && !system {
 			continue
 		}
@@ -97,6 +145,9 @@ func Summarize(s Snapshot, system bool) Status {
 		})
 		st.Apps = append(st.Apps, *a)
 	}
+	if s.Flows != nil {
+		st.Connections = connections(s, all, system)
+	}
 	return st
 }
 
@@ -105,10 +156,14 @@ func appOf(l map[string]string) string {
 	return cmp.Or(l[api.LabelApp], l[api.LabelPartOf], l[api.LabelInstance])
 }
 
-func nodes(all []*corev1.Node) []Node {
+func nodes(all []*corev1.Node, usage map[string]Usage) []Node {
 	out := []Node{}
 	for _, n := range all {
 		node := Node{Name: n.Name, Schedulable: !n.Spec.Unschedulable, Version: n.Status.NodeInfo.KubeletVersion}
+		node.Capacity.add(n.Status.Capacity)
+		if u, ok := usage[n.Name]; ok {
+			node.Usage = &u
+		}
 		for _, a := range n.Status.Addresses {
 			if a.Type == corev1.NodeInternalIP && node.Address == "" {
 				node.Address = a.Address
@@ -147,7 +202,7 @@ func address(nodes []Node) string {
 type workload struct {
 	meta     metav1.ObjectMeta
 	kind     string
-	template corev1.PodSpec
+	template corev1.PodTemplateSpec
 	pods     []*corev1.Pod
 	ready    int32
 	desired  int32
@@ -181,7 +236,7 @@ func workloads(s Snapshot) []workload {
 		c := metav1.GetControllerOf(p)
 		if c == nil || !known[c.UID] {
 			v := podReady(p)
-			all = append(all, workload{p.ObjectMeta, "Pod", p.Spec, []*corev1.Pod{p}, count(v.Done), 1, v})
+			all = append(all, workload{p.ObjectMeta, "Pod", corev1.PodTemplateSpec{ObjectMeta: p.ObjectMeta, Spec: p.Spec}, []*corev1.Pod{p}, count(v.Done), 1, v})
 			continue
 		}
 		uid := c.UID
@@ -191,22 +246,22 @@ func workloads(s Snapshot) []workload {
 		of[uid] = append(of[uid], p)
 	}
 	for _, d := range s.Deployments {
-		all = append(all, workload{d.ObjectMeta, "Deployment", d.Spec.Template.Spec, of[d.UID], d.Status.ReadyReplicas, ptr.Deref(d.Spec.Replicas, 1), deploymentReady(d)})
+		all = append(all, workload{d.ObjectMeta, "Deployment", d.Spec.Template, of[d.UID], d.Status.ReadyReplicas, ptr.Deref(d.Spec.Replicas, 1), deploymentReady(d)})
 	}
 	for _, d := range s.StatefulSets {
-		all = append(all, workload{d.ObjectMeta, "StatefulSet", d.Spec.Template.Spec, of[d.UID], d.Status.ReadyReplicas, ptr.Deref(d.Spec.Replicas, 1), statefulSetReady(d)})
+		all = append(all, workload{d.ObjectMeta, "StatefulSet", d.Spec.Template, of[d.UID], d.Status.ReadyReplicas, ptr.Deref(d.Spec.Replicas, 1), statefulSetReady(d)})
 	}
 	for _, d := range s.DaemonSets {
-		all = append(all, workload{d.ObjectMeta, "DaemonSet", d.Spec.Template.Spec, of[d.UID], d.Status.NumberReady, d.Status.DesiredNumberScheduled, daemonSetReady(d)})
+		all = append(all, workload{d.ObjectMeta, "DaemonSet", d.Spec.Template, of[d.UID], d.Status.NumberReady, d.Status.DesiredNumberScheduled, daemonSetReady(d)})
 	}
 	for _, d := range s.ReplicaSets {
 		if metav1.GetControllerOf(d) == nil {
-			all = append(all, workload{d.ObjectMeta, "ReplicaSet", d.Spec.Template.Spec, of[d.UID], d.Status.ReadyReplicas, ptr.Deref(d.Spec.Replicas, 1), replicaSetReady(d)})
+			all = append(all, workload{d.ObjectMeta, "ReplicaSet", d.Spec.Template, of[d.UID], d.Status.ReadyReplicas, ptr.Deref(d.Spec.Replicas, 1), replicaSetReady(d)})
 		}
 	}
 	for _, d := range s.Jobs {
 		if metav1.GetControllerOf(d) == nil {
-			all = append(all, workload{d.ObjectMeta, "Job", d.Spec.Template.Spec, of[d.UID], d.Status.Succeeded, ptr.Deref(d.Spec.Completions, 1), jobReady(d)})
+			all = append(all, workload{d.ObjectMeta, "Job", d.Spec.Template, of[d.UID], d.Status.Succeeded, ptr.Deref(d.Spec.Completions, 1), jobReady(d)})
 		}
 	}
 	for _, d := range s.CronJobs {
@@ -214,7 +269,7 @@ func workloads(s Snapshot) []workload {
 		if ptr.Deref(d.Spec.Suspend, false) {
 			v = done("suspended")
 		}
-		all = append(all, workload{d.ObjectMeta, "CronJob", d.Spec.JobTemplate.Spec.Template.Spec, of[d.UID], 0, 0, v})
+		all = append(all, workload{d.ObjectMeta, "CronJob", d.Spec.JobTemplate.Spec.Template, of[d.UID], 0, 0, v})
 	}
 	return all
 }
@@ -229,15 +284,30 @@ func count(b bool) int32 {
 func (w workload) service(s Snapshot, address string) Service {
 	svc := Service{
 		Name: w.meta.Name, Kind: w.kind, Ready: int(w.ready), Desired: int(w.desired), Created: w.meta.CreationTimestamp.Time,
-		Images: images(w.template), State: w.Message, OK: w.Done,
+		Images: images(w.template.Spec), State: w.Message, OK: w.Done,
 	}
+	svc.Version = version(w.template.ObjectMeta, w.template.Spec, w.meta.Labels)
 	for _, p := range w.pods {
 		for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
 			svc.Restarts += int(c.RestartCount)
+			if t := c.LastTerminationState.Terminated; t != nil && c.RestartCount > 0 && !t.FinishedAt.IsZero() &&
+				(svc.LastRestart == nil || t.FinishedAt.After(*svc.LastRestart)) {
+				svc.LastRestart = &t.FinishedAt.Time
+			}
 		}
-		if p.DeletionTimestamp != nil {
-			continue
+		if u, ok := s.PodUsage[types.NamespacedName{Namespace: p.Namespace, Name: p.Name}]; ok {
+			if svc.Usage == nil {
+				svc.Usage = &Usage{}
+			}
+			svc.Usage.CPU, svc.Usage.Memory = svc.Usage.CPU+u.CPU, svc.Usage.Memory+u.Memory
 		}
+		ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+		if v := version(p.ObjectMeta, p.Spec, w.meta.Labels); v != svc.Version && !ended && !slices.Contains(svc.Replaces, v) {
+			svc.Replaces = append(svc.Replaces, v)
+		}
+	}
+	slices.Sort(svc.Replaces)
+	for _, p := range w.telling() {
 		for _, pr := range Problems(p) {
 			text := pr.String()
 			if pr.Container != "" && len(p.Spec.Containers)+len(p.Spec.InitContainers) > 1 {
@@ -254,6 +324,32 @@ func (w workload) service(s Snapshot, address string) Service {
 	slices.Sort(svc.Problems)
 	svc.URLs, svc.Addresses = w.published(s.Services, address)
 	return svc
+}
+
+// telling are the pods whose problems are told: those that are to stay, and
+// of the tries of a Job and the runs of a CronJob the newest.
+func (w workload) telling() []*corev1.Pod {
+	pods := slices.DeleteFunc(slices.Clone(w.pods), func(p *corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	if (w.kind == "Job" || w.kind == "CronJob") && len(pods) > 1 {
+		pods = []*corev1.Pod{slices.MaxFunc(pods, func(a, b *corev1.Pod) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })}
+	}
+	return pods
+}
+
+// version is what a pod's labels or those of its workload say, or else the
+// tag of its first image.
+func version(pod metav1.ObjectMeta, spec corev1.PodSpec, workload map[string]string) string {
+	if v := cmp.Or(pod.Labels[api.LabelVersion], workload[api.LabelVersion]); v != "" || len(spec.Containers) == 0 {
+		return v
+	}
+	name, digest, _ := strings.Cut(spec.Containers[0].Image, "@")
+	if i := strings.LastIndex(name, ":"); i > strings.LastIndex(name, "/") {
+		return name[i+1:]
+	}
+	if _, hex, ok := strings.Cut(digest, ":"); ok {
+		return hex[:min(len(hex), 12)]
+	}
+	return "latest"
 }
 
 // images are those of the containers, each once, as they were written.
@@ -284,7 +380,7 @@ func (w workload) published(services []*corev1.Service, address string) (urls, i
 			}
 		}
 	}
-	for _, c := range w.template.Containers {
+	for _, c := range w.template.Spec.Containers {
 		for _, p := range c.Ports {
 			if p.HostPort != 0 {
 				urls = append(urls, url(p.Protocol, p.Name, cmp.Or(p.HostIP, address), p.HostPort))

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"flag"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -148,6 +150,102 @@ func TestURL(t *testing.T) {
 	} {
 		if got := url(c.proto, c.name, "h", c.port); got != c.want {
 			t.Errorf("got %s, want %s", got, c.want)
+		}
+	}
+}
+
+// Of the tries of a Job one problem is told, not one for each; and of the runs
+// of a CronJob those of the newest, since the next may have gone well.
+func TestOneProblemOfAJob(t *testing.T) {
+	job := &batchv1.Job{ObjectMeta: objectMeta("shop", "import", "shop", ""), Status: batchv1.JobStatus{Conditions: []batchv1.JobCondition{
+		{Type: batchv1.JobFailed, Status: corev1.ConditionTrue, Reason: "BackoffLimitExceeded", Message: "Job has reached the specified backoff limit"}}}}
+	cron := &batchv1.CronJob{ObjectMeta: objectMeta("shop", "report", "shop", "")}
+	for _, c := range []struct {
+		name  string
+		s     Snapshot
+		exits []int32 // of one pod after the other
+		jobs  []string
+		want  string
+	}{
+		{"a Job", Snapshot{Jobs: []*batchv1.Job{job}}, []int32{1, 2, 3}, []string{"import", "import", "import"}, "Error: exit code 3"},
+		{"a CronJob", Snapshot{CronJobs: []*batchv1.CronJob{cron}}, []int32{1, 2}, []string{"report-1", "report-2"}, "Error: exit code 2"},
+		{"a CronJob that is well again", Snapshot{CronJobs: []*batchv1.CronJob{cron}}, []int32{1, 0}, []string{"report-1", "report-2"}, ""},
+	} {
+		for i, exit := range c.exits {
+			if c.s.CronJobs != nil {
+				c.s.Jobs = append(c.s.Jobs, &batchv1.Job{ObjectMeta: objectMeta("shop", c.jobs[i], "shop", cron.UID)})
+			}
+			p := &corev1.Pod{ObjectMeta: objectMeta("shop", c.jobs[i]+"-"+string(rune('a'+i)), "shop", "")}
+			p.OwnerReferences = []metav1.OwnerReference{{Kind: "Job", UID: types.UID("shop/" + c.jobs[i]), Controller: ptr.To(true)}}
+			p.CreationTimestamp.Time = p.CreationTimestamp.Add(time.Duration(i) * time.Minute)
+			p.Status = corev1.PodStatus{Phase: corev1.PodFailed, ContainerStatuses: []corev1.ContainerStatus{{
+				Name: "c", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: exit}}}}}
+			if exit == 0 {
+				p.Status.Phase = corev1.PodSucceeded
+			}
+			c.s.Pods = append(c.s.Pods, p)
+		}
+		slices.Reverse(c.s.Pods) // no order is promised
+		if got := strings.Join(Summarize(c.s, false).Apps[0].Services[0].Problems, "|"); got != c.want {
+			t.Errorf("%s: problems are %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	labelled := metav1.ObjectMeta{Labels: map[string]string{api.LabelVersion: "1.2"}}
+	for _, c := range []struct {
+		pod      metav1.ObjectMeta
+		image    string
+		workload map[string]string
+		want     string
+	}{
+		{labelled, "web:9", nil, "1.2"},
+		{metav1.ObjectMeta{}, "web:9", labelled.Labels, "1.2"},
+		{metav1.ObjectMeta{}, "registry:5000/team/web:9", nil, "9"},
+		{metav1.ObjectMeta{}, "registry:5000/team/web", nil, "latest"},
+		{metav1.ObjectMeta{}, "web:9@sha256:0123456789abcdef", nil, "9"},
+		{metav1.ObjectMeta{}, "web@sha256:0123456789abcdef", nil, "0123456789ab"},
+		{metav1.ObjectMeta{}, "", nil, ""},
+	} {
+		spec := container(c.image, 0)
+		if c.image == "" {
+			spec.Containers = nil
+		}
+		if got := version(c.pod, spec, c.workload); got != c.want {
+			t.Errorf("%s: got %q, want %q", c.image, got, c.want)
+		}
+	}
+}
+
+// Figures that go up and down are no news; what begins or ends is.
+func TestSteady(t *testing.T) {
+	status := func(change func(*Status)) string {
+		s := Summarize(snapshot(t), false)
+		s.Connections = []Connection{{From: Peer{Kind: PeerOutside, Name: "192.0.2.9"}, To: Peer{Kind: "Deployment", Name: "front"}, Port: 80, Open: 1, Addresses: 1}}
+		change(&s)
+		text, err := json.Marshal(s.Steady())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	before := status(func(*Status) {})
+	for _, c := range []struct {
+		name   string
+		change func(*Status)
+		news   bool
+	}{
+		{"more connections", func(s *Status) { s.Connections[0].Open, s.Connections[0].Bytes = 9, 100 }, false},
+		{"they ended", func(s *Status) { s.Connections[0].Open, s.Connections[0].Recent = 0, 1 }, false},
+		{"another one outside", func(s *Status) { s.Connections[0].From.Name, s.Connections[0].Addresses = "", 2 }, false},
+		{"more memory", func(s *Status) { s.Apps[0].Services[0].Usage, s.Nodes[0].Usage = &Usage{1, 2}, &Usage{1, 2} }, false},
+		{"no answer", func(s *Status) { s.Connections[0].Waiting = 2 }, true},
+		{"forgotten", func(s *Status) { s.Connections = nil }, true},
+		{"a restart", func(s *Status) { s.Apps[0].Services[0].Restarts++ }, true},
+	} {
+		if got := status(c.change) != before; got != c.news {
+			t.Errorf("%s: news is %v", c.name, got)
 		}
 	}
 }

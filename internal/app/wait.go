@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/ptr"
@@ -77,6 +78,7 @@ func (c *Cluster) Wait(ctx context.Context, d Deployment, report Report) error {
 		case <-w.changed:
 		case <-again:
 		case <-ctx.Done():
+			c.withWarnings(context.WithoutCancel(ctx), state)
 			return notReady(state, context.Cause(ctx))
 		}
 	}
@@ -128,6 +130,8 @@ type standing struct {
 	problem *Problem
 	pod     *corev1.Pod // that has the problem
 	log     string      // its last line
+	about   []types.UID // the object and its pods, while it is not done
+	warning string      // the newest event about them
 }
 
 func (s standing) state() State {
@@ -144,6 +148,9 @@ func (s standing) text() string {
 	text := s.Message
 	if s.problem != nil && !s.Done && !strings.Contains(text, s.problem.Reason) {
 		text += ": " + s.problem.String()
+	}
+	if s.warning != "" {
+		text += "; " + s.warning
 	}
 	if s.log != "" {
 		text += fmt.Sprintf("; last log line: %q", s.log)
@@ -175,6 +182,10 @@ func (d Deployment) survey(objects map[Ref]*unstructured.Unstructured, pods []*c
 			}
 		}
 		if !s.Done && ok {
+			s.about = append(s.about, u.GetUID())
+			for _, p := range podsOf(u, pods) {
+				s.about = append(s.about, p.UID)
+			}
 			for _, p := range podsOf(u, pods) {
 				if all := Problems(p); len(all) > 0 && p.DeletionTimestamp == nil {
 					s.problem, s.pod = &all[0], p
@@ -244,6 +255,44 @@ func (c *Cluster) withLog(ctx context.Context, s standing) standing {
 		s.log = strings.TrimSpace(string(text))
 	}
 	return s
+}
+
+// withWarnings adds to what is late for no known reason the newest event that
+// warns: an unready probe, a volume that does not come.
+func (c *Cluster) withWarnings(ctx context.Context, state []standing) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for i, s := range state {
+		if s.Done || s.problem != nil {
+			continue
+		}
+		all, err := c.clients.CoreV1().Events(s.ref.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "type=" + corev1.EventTypeWarning})
+		if err == nil { // else it is told without
+			state[i].warning = newestWarning(all.Items, s.about)
+		}
+	}
+}
+
+func newestWarning(events []corev1.Event, about []types.UID) string {
+	at := func(e corev1.Event) time.Time {
+		if e.Series != nil {
+			return e.Series.LastObservedTime.Time
+		}
+		if e.LastTimestamp.IsZero() {
+			return e.EventTime.Time
+		}
+		return e.LastTimestamp.Time
+	}
+	var newest *corev1.Event
+	for i, e := range events {
+		if slices.Contains(about, e.InvolvedObject.UID) && (newest == nil || at(e).After(at(*newest))) {
+			newest = &events[i]
+		}
+	}
+	if newest == nil {
+		return ""
+	}
+	return Problem{Reason: newest.Reason, Message: oneLine(newest.Message)}.String()
 }
 
 // watcher keeps an application's objects and pods in memory and says when

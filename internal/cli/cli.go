@@ -167,16 +167,13 @@ func noCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	text := fmt.Sprintf("%s has no command %q", cmd.CommandPath(), args[0])
 	if cmd.SuggestionsMinimumDistance <= 0 {
 		cmd.SuggestionsMinimumDistance = 2
 	}
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		text += fmt.Sprintf("; did you mean `%s %s`?", cmd.CommandPath(), near[0])
-	} else {
-		text += fmt.Sprintf("; `%s --help` lists them", cmd.CommandPath())
+		return misusef("%s has no command %q; did you mean `%s %s`?", cmd.CommandPath(), args[0], cmd.CommandPath(), near[0])
 	}
-	return misuse{errors.New(text)}
+	return misusef("%s has no command %q; `%s --help` lists them", cmd.CommandPath(), args[0], cmd.CommandPath())
 }
 
 // takes refuses a wrong number of arguments; usage says what is expected.
@@ -186,9 +183,9 @@ func takes(least, most int, usage string) cobra.PositionalArgs {
 		case len(args) < least:
 			return misusef("%s needs %s; see `%s --help`", cmd.CommandPath(), usage, cmd.CommandPath())
 		case most >= 0 && len(args) > most && most == 0:
-			return misusef("%s takes no arguments, but got %q", cmd.CommandPath(), args[0])
+			return misusef("%s takes no arguments, but got %q; see `%s --help`", cmd.CommandPath(), args[0], cmd.CommandPath())
 		case most >= 0 && len(args) > most:
-			return misusef("%s takes %s, but also got %q", cmd.CommandPath(), usage, args[most])
+			return misusef("%s takes %s, but also got %q; see `%s --help`", cmd.CommandPath(), usage, args[most], cmd.CommandPath())
 		}
 		return nil
 	}

@@ -6,12 +6,15 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"tutti.dev/tutti/internal/api"
+	"tutti.dev/tutti/internal/cli/progress"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -35,26 +38,28 @@ func TestExitCodes(t *testing.T) {
 		code int
 		says string // on standard error, in one line
 	}{
-		{"unknown command", []string{"upp"}, 2, "did you mean `tutti up`?"},
-		{"command unlike any", []string{"frobnicate"}, 2, "`tutti --help` lists them"},
-		{"unknown flag", []string{"up", "--no-such-flag"}, 2, "unknown flag: --no-such-flag"},
+		{"unknown command", []string{"upp"}, 2, "tutti: tutti has no command \"upp\"; did you mean `tutti up`?"},
+		{"command unlike any", []string{"frobnicate"}, 2, "tutti has no command \"frobnicate\"; `tutti --help` lists them"},
+		{"unknown flag", []string{"up", "--no-such-flag"}, 2, "unknown flag: --no-such-flag; see `tutti up --help`"},
 		{"unknown short flag", []string{"up", "-x"}, 2, "-x"},
 		{"flag before the command", []string{"--no-such-flag", "up"}, 2, "--no-such-flag"},
 		{"flag without its value", []string{"up", "--data-dir"}, 2, "--data-dir"},
 		{"flag with a wrong value", []string{"up", "--timeout", "soon"}, 2, "--timeout"},
-		{"argument missing", []string{"down"}, 2, "tutti down needs an application's name"},
-		{"argument too many", []string{"down", "a", "b"}, 2, `"b"`},
-		{"argument where none goes", []string{"version", "now"}, 2, `"now"`},
-		{"unknown output", []string{"status", "-o", "xml"}, 2, `"xml"`},
+		{"argument missing", []string{"down"}, 2, "tutti down needs an application's name or the path it came from; see `tutti down --help`"},
+		{"argument too many", []string{"down", "a", "b"}, 2, "tutti down takes an application's name or the path it came from, but also got \"b\"; see `tutti down --help`"},
+		{"argument where none goes", []string{"version", "now"}, 2, "tutti version takes no arguments, but got \"now\"; see `tutti version --help`"},
+		{"unknown output", []string{"status", "-o", "xml"}, 2, `unknown output format "xml"; the choice is json, or nothing for text`},
 		{"unknown image command", []string{"image", "lod"}, 2, "did you mean `tutti image load`?"},
 		{"image command without its arguments", []string{"image", "import", "x.tar"}, 2, "the image's name"},
-		{"name for several paths", []string{"up", "a", "b", "--name", "c"}, 2, "--name"},
-		{"no such path", []string{"up", "/no/such/app"}, 1, "/no/such/app does not exist"},
-		{"status of nothing", []string{"status"}, 1, "start it with `tutti up`"},
+		{"name for several paths", []string{"up", "a", "b", "--name", "c"}, 2, "--name is for one PATH, but there are 2; deploy them one by one"},
+		{"no such path", []string{"up", "/no/such/app"}, 1, "/no/such/app does not exist; check the path"},
+		{"status of nothing", []string{"status"}, 1, "this machine is not running; start it with `tutti up`"},
 		{"images of nothing", []string{"image", "ls"}, 1, "start it with `tutti up`"},
 		{"down without a machine", []string{"down", "shop"}, 1, "start it with `tutti up`"},
 		{"kubeconfig of nothing", []string{"kubeconfig"}, 1, "start it with `tutti up`"},
-		{"kubectl of nothing", []string{"kubectl", "get", "pods"}, 1, "start it with `tutti up`"},
+		{"kubectl of nothing", []string{"kubectl", "get", "pods"}, 1, "this machine has no cluster yet ("},
+		{"down of what has no name", []string{"down", "Foo Bar"}, 2, "\"Foo Bar\" is neither a path nor the name of an application; `tutti status` lists those that run"},
+		{"kubectl's directory missing", []string{"kubectl", "get", "--data-dir"}, 2, "--data-dir needs a directory; give one after it"},
 		{"help", []string{"--help"}, 0, ""},
 		{"help of a command", []string{"help", "up"}, 0, ""},
 		{"nothing", nil, 0, ""},
@@ -77,6 +82,13 @@ func TestExitCodes(t *testing.T) {
 				t.Errorf("said %q, want one line with %q", errs, c.says)
 			}
 		})
+	}
+}
+
+func TestReadable(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "admin.kubeconfig")
+	if err := readable(file); err == nil || err.Error() != "this machine has no cluster yet ("+file+" is not there); start it with `tutti up`" {
+		t.Errorf("error %v", err)
 	}
 }
 
@@ -179,5 +191,61 @@ func TestTakeDataDir(t *testing.T) {
 		if err != nil || strings.Join(rest, " ") != c.rest || dir != c.dir {
 			t.Errorf("%s: got %v %s %v", c.args, rest, dir, err)
 		}
+	}
+}
+
+// serve answers on a control socket as a server does.
+func serve(t *testing.T, answer http.HandlerFunc) {
+	t.Helper()
+	dir := api.DataDir(t.TempDir())
+	t.Setenv(api.EnvDataDir, string(dir))
+	l, err := net.Listen("unix", dir.Socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: answer}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+}
+
+func TestServerNotReady(t *testing.T) {
+	serve(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"ready": false}`) })
+	if code, _, errs := run(t, Machine{}, "status"); code != 1 || errs != "tutti: this machine is starting; `tutti up` waits for it\n" {
+		t.Errorf("exit code %d, said %q", code, errs)
+	}
+}
+
+func TestImageFileMissing(t *testing.T) {
+	serve(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"ready": true}`) })
+	if code, _, errs := run(t, Machine{}, "image", "load", "/no/such.tar"); code != 1 || errs != "tutti: /no/such.tar does not exist; check the path\n" {
+		t.Errorf("exit code %d, said %q", code, errs)
+	}
+}
+
+func TestServerDoesNotEnd(t *testing.T) {
+	dir := api.DataDir(t.TempDir())
+	t.Setenv(api.EnvDataDir, string(dir))
+	if err := errors.Join(os.WriteFile(dir.Config(), nil, 0o600), os.WriteFile(dir.Lock(), []byte("42\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	release, err := hold(t.Context(), dir.Lock())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	code, _, errs := run(t, Machine{}, "stop", "--timeout", "50ms")
+	if want := "tutti: the server (pid 42) does not end; wait with --timeout, or `kill -9 42` and run this again\n"; code != 1 || errs != want {
+		t.Errorf("exit code %d, said %q", code, errs)
+	}
+}
+
+func TestServerEndsEarly(t *testing.T) {
+	c := &command{dataDir: "/d"}
+	err := follow(strings.NewReader(""), progress.New(io.Discard), api.StepReady, nil)
+	if err == nil || err.Error() != "the server ended; its log says why" {
+		t.Errorf("error %v", err)
+	}
+	if err := c.why(err); err.Error() != "the server ended before it was ready; /d/log/tutti.log says why" {
+		t.Errorf("error %v", err)
 	}
 }

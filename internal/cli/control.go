@@ -82,7 +82,7 @@ func (c *control) status(ctx context.Context) (api.ServerStatus, error) {
 }
 
 // errEnded says that steps ended before one said that all is done.
-var errEnded = errors.New("the server ended")
+var errEnded = errors.New("the server ended; its log says why")
 
 // follow shows steps until the one named last is done or any fails; each, if
 // not nil, is called with every step.

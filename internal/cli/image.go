@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -86,7 +85,7 @@ func (c *command) open(path string) (io.ReadCloser, error) {
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%s does not exist", path)
+		return nil, fmt.Errorf("%s does not exist; check the path", path)
 	}
 	return f, err
 }
@@ -222,7 +221,7 @@ root needs no password. It prints the name by which pods can use the image.`,
 }
 
 func (c *command) imageCollect() *cobra.Command {
-	var untagged bool
+	var untagged, mirrors bool
 	cmd := &cobra.Command{
 		Use:   "gc",
 		Short: "Remove what no image needs, here and in the cluster's own registry",
@@ -235,7 +234,7 @@ has pushed to the registry for a minute.`,
 			if err := c.images().Collect(cmd.Context()); err != nil {
 				return err
 			}
-			body, err := c.control().ask(cmd.Context(), http.MethodPost, api.PathCollect+"?untagged="+strconv.FormatBool(untagged))
+			body, err := c.control().ask(cmd.Context(), http.MethodPost, fmt.Sprintf("%s?untagged=%t&mirrors=%t", api.PathCollect, untagged, mirrors))
 			if err != nil {
 				return err
 			}
@@ -249,6 +248,7 @@ has pushed to the registry for a minute.`,
 		}),
 	}
 	cmd.Flags().BoolVar(&untagged, "untagged", false, "also remove images from the registry that have no tag; who pulls by digest may miss them")
+	cmd.Flags().BoolVar(&mirrors, "mirrors", false, "also remove everything that was fetched from other registries (see tutti up --mirrors)")
 	return cmd
 }
 

@@ -60,7 +60,7 @@ func takeDataDir(args []string, dir string) ([]string, string, error) {
 		case assigned:
 			dir = value
 		case args[i] == "--data-dir" && i+1 == len(args):
-			return nil, "", misusef("--data-dir needs a directory")
+			return nil, "", misusef("--data-dir needs a directory; give one after it")
 		case args[i] == "--data-dir":
 			i++
 			dir = args[i]

@@ -34,7 +34,7 @@ func (l *login) flags(f *pflag.FlagSet) {
 func (c *command) auths(l *login, name string) ([]image.Auth, error) {
 	if l.username != "" || l.stdin {
 		if !l.stdin {
-			return nil, misusef("--username needs --password-stdin: a password on the command line is seen by everyone")
+			return nil, misusef("--username needs a password; give it to standard input with --password-stdin")
 		}
 		if l.password == "" {
 			text, err := io.ReadAll(io.LimitReader(c.in, 1<<20))
@@ -42,7 +42,7 @@ func (c *command) auths(l *login, name string) ([]image.Auth, error) {
 				return nil, fmt.Errorf("read the password: %w", err)
 			}
 			if l.password = strings.TrimRight(string(text), "\r\n"); l.password == "" {
-				return nil, misusef("the password on standard input is empty")
+				return nil, misusef("the password on standard input is empty; check what is piped in")
 			}
 		}
 		user := l.username

@@ -32,8 +32,8 @@ func TestAuths(t *testing.T) {
 		{"", login{}, "", nil, ""},
 		{"example.com/a/b:1", login{username: "u", stdin: true}, "secret\n", []image.Auth{{Username: "u", Password: "secret"}}, ""},
 		{"example.com/a/b:1", login{stdin: true}, "secret", []image.Auth{{Username: "token", Password: "secret"}}, ""},
-		{"example.com/a/b:1", login{stdin: true}, "\n", nil, "is empty"},
-		{"example.com/a/b:1", login{username: "u"}, "", nil, "--password-stdin"},
+		{"example.com/a/b:1", login{stdin: true}, "\n", nil, "the password on standard input is empty; check what is piped in"},
+		{"example.com/a/b:1", login{username: "u"}, "", nil, "--username needs a password; give it to standard input with --password-stdin"},
 	} {
 		cmd := &command{in: strings.NewReader(c.in)}
 		got, err := cmd.auths(&c.login, c.name)
@@ -50,7 +50,7 @@ func TestAuths(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), bytes.Repeat([]byte("x"), 9), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (&command{}).auths(&login{}, "example.com/a"); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, "config.json")) {
+	if _, err := (&command{}).auths(&login{}, "example.com/a"); err == nil || err.Error() != filepath.Join(dir, "config.json")+" is not docker's: invalid character 'x' looking for beginning of value; repair or remove it" {
 		t.Errorf("of a broken file: %v", err)
 	}
 }

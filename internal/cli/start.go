@@ -143,6 +143,7 @@ func settingsFlags(f *pflag.FlagSet, s *api.Settings) {
 	f.StringVar(&s.Address, "address", "", "also let other machines reach the API, at this address of this machine")
 	f.IntVar(&s.Port, "port", 0, "port of the API (default 6443)")
 	f.IntVar(&s.RegistryPort, "registry-port", 0, "port of the image registry, -1 for none (default 5000)")
+	f.StringVar(&s.Mirrors, "mirrors", "", "registries to fetch images of once for all, and keep: HOST[=URL],… such as docker.io, or none")
 	f.StringVar(&s.NodeName, "node-name", "", "name of this machine in the cluster (default its host name)")
 	f.StringVar(&s.ClusterCIDR, "cluster-cidr", "", "addresses of pods (default 10.42.0.0/16)")
 	f.StringVar(&s.ServiceCIDR, "service-cidr", "", "addresses of Services (default 10.43.0.0/16)")
@@ -163,6 +164,7 @@ func arguments(s api.Settings) []string {
 	if s.RegistryPort != 0 {
 		add("registry-port", strconv.Itoa(s.RegistryPort))
 	}
+	add("mirrors", s.Mirrors)
 	add("node-name", s.NodeName)
 	add("cluster-cidr", s.ClusterCIDR)
 	add("service-cidr", s.ServiceCIDR)

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 
 	"tutti.dev/tutti/internal/app"
 	"tutti.dev/tutti/internal/cli/progress"
+	"tutti.dev/tutti/internal/cli/view"
 )
 
 func (c *command) status() *cobra.Command {
@@ -24,8 +27,11 @@ func (c *command) status() *cobra.Command {
 		Short: "Show what runs, by application",
 		Long: `status shows each application with its services, how many of their pods are
 ready, and what is wrong with those that are not.
-As JSON, .ready says whether a pod could be scheduled now, and .apps has the
-applications.`,
+With --watch it stays and shows them as a tree, with what they use and who
+talks to whom; q quits. These are measured only while somebody watches. Where
+there is no terminal, it writes everything again after each change.
+As JSON, .ready says whether a pod could be scheduled now, .apps has the
+applications and, with --watch, .connections who talks to whom.`,
 		Example: `  tutti status
   tutti status --watch
   tutti status -o json | jq .ready`,
@@ -46,7 +52,7 @@ applications.`,
 					return err
 				}
 			}
-			cluster, _, err := app.Load(kubeconfig)
+			cluster, _, err := connect(ctx, kubeconfig)
 			if err != nil {
 				return err
 			}
@@ -56,13 +62,13 @@ applications.`,
 			if err != nil {
 				return err
 			}
-			if !watch {
-				return c.show(app.Summarize(o.Snapshot(), all))
+			if watch {
+				return c.watch(ctx, o, all)
 			}
-			return c.watch(ctx, o, all)
+			return c.show(app.Summarize(o.Snapshot(), all))
 		},
 	}
-	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "stay, and show every change")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "stay, and show what changes, what is used and who talks to whom")
 	cmd.Flags().BoolVarP(&all, "all", "A", false, "show what Kubernetes itself runs too")
 	return c.withOutput(cmd)
 }
@@ -89,36 +95,92 @@ func (c *command) show(s app.Status) error {
 	return nil
 }
 
-// watch shows every change until it is interrupted: the whole screen anew on
-// a terminal, one status after the other elsewhere.
+// watch shows every change until it is interrupted: a picture of it all on a
+// terminal, one after the other elsewhere.
 func (c *command) watch(ctx context.Context, o *app.Observer, all bool) error {
-	screen := progress.NewScreen(c.out)
-	defer screen.Close()
-	var tick <-chan time.Time
-	if screen.Redraws() { // ages grow, windows change their size
-		t := time.NewTicker(time.Second)
-		defer t.Stop()
-		tick = t.C
+	first := o.Measure(ctx)
+	var screen *progress.Screen
+	if !c.json() {
+		screen = progress.NewScreen(c.in, c.out)
 	}
-	last := ""
-	for {
-		s := app.Summarize(o.Snapshot(), all)
-		var same, text bytes.Buffer
-		writeJSON(&same, s) // without ages, which are no news
-		if c.json() {
-			text = same
-		} else {
-			printStatus(&text, s, time.Now())
+	if screen == nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-first: // so that the first is whole
 		}
-		if screen.Redraws() || same.String() != last {
-			last = same.String()
-			screen.Show(text.String())
+		return c.report(ctx, o, all)
+	}
+	defer screen.Close()
+	hint := "q: quit"
+	if !screen.Typed() {
+		hint = "Ctrl-C: quit"
+	}
+	second := time.NewTicker(time.Second) // ages grow
+	defer second.Stop()
+	for {
+		width, height := screen.Size()
+		screen.Show(view.Draw(app.Summarize(o.Snapshot(), all), time.Now(), view.Options{
+			Width: width, Height: height, Colour: os.Getenv("NO_COLOR") == "", Hint: hint,
+		}))
+		select { // not more often than an eye can follow
+		case <-ctx.Done():
+			return nil
+		case <-time.After(100 * time.Millisecond):
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-o.Changed():
-		case <-tick:
+		case <-second.C:
+		case news := <-screen.News():
+			screen.Handle(news)
+		case key := <-screen.Keys():
+			switch key {
+			case 'q', 'Q', ctrlD:
+				return nil
+			case ctrlL: // as ever: draw it anew
+				screen.Handle(syscall.SIGWINCH)
+			}
+		}
+	}
+}
+
+const (
+	ctrlD = 'D' - '@'
+	ctrlL = 'L' - '@'
+)
+
+// report writes a status, and another whenever something is not as it was;
+// figures that are never the same are no news.
+func (c *command) report(ctx context.Context, o *app.Observer, all bool) error {
+	last := ""
+	for {
+		s := app.Summarize(o.Snapshot(), all)
+		var now bytes.Buffer
+		if err := writeJSON(&now, s.Steady()); err != nil {
+			return err
+		}
+		if now.String() != last {
+			if c.json() {
+				if err := writeJSON(c.out, s); err != nil {
+					return err
+				}
+			} else {
+				text := strings.Join(view.Draw(s, time.Now(), view.Options{}), "\n") + "\n"
+				if last != "" {
+					text = "\n" + text
+				}
+				if _, err := io.WriteString(c.out, text); err != nil {
+					return fmt.Errorf("write the status: %w", err)
+				}
+			}
+			last = now.String()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-o.Changed():
 		}
 	}
 }

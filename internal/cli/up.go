@@ -9,7 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/app"
@@ -39,7 +41,7 @@ With KUBECONFIG set to another cluster, PATH is deployed there.`,
   helm template … | tutti up - --name blog`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 && name != "" {
-				return misusef("--name is for one PATH, but there are %d", len(args))
+				return misusef("--name is for one PATH, but there are %d; deploy them one by one", len(args))
 			}
 			// What is wrong with the files is told before anything starts.
 			var apps []app.Application
@@ -125,9 +127,17 @@ func (c *command) typed() string {
 	return "tutti"
 }
 
+// connect makes sure that the cluster of a kubeconfig answers.
+func connect(ctx context.Context, kubeconfig string) (c *app.Cluster, namespace string, err error) {
+	if c, namespace, err = app.Load(kubeconfig); err == nil {
+		err = c.Reach(ctx)
+	}
+	return c, namespace, err
+}
+
 // deploy deploys one application, waits for it and tells where it is.
 func (c *command) deploy(ctx context.Context, kubeconfig string, a app.Application, namespace string, timeout time.Duration) error {
-	cluster, current, err := app.Load(kubeconfig)
+	cluster, current, err := connect(ctx, kubeconfig)
 	if err != nil {
 		return err
 	}
@@ -188,7 +198,8 @@ until it is gone. Give its name, or the PATH it was deployed from. Volumes are
 kept and named, unless --volumes is given.`,
 		Example: `  tutti down shop
   tutti down examples/shop --volumes`,
-		Args: takes(1, 1, "an application's name or the path it came from"),
+		Args:              takes(1, 1, "an application's name or the path it came from"),
+		ValidArgsFunction: c.completeApplication,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			appName, err := c.nameOf(args[0], name)
 			if err != nil {
@@ -200,7 +211,7 @@ kept and named, unless --volumes is given.`,
 					return err
 				}
 			}
-			cluster, _, err := app.Load(kubeconfig)
+			cluster, _, err := connect(cmd.Context(), kubeconfig)
 			if err != nil {
 				return err
 			}
@@ -238,6 +249,26 @@ kept and named, unless --volumes is given.`,
 	return cmd
 }
 
+// completeApplication offers the applications that are there, and files.
+func (c *command) completeApplication(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	klog.SetLogger(logr.Discard())
+	kubeconfig, _ := c.cluster()
+	cluster, _, err := app.Load(kubeconfig)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second) // a hand is waiting
+	defer cancel()
+	names, err := cluster.Names(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	return names, cobra.ShellCompDirectiveDefault
+}
+
 // nameOf is the application that an argument means: what a path holds, or the
 // argument itself.
 func (c *command) nameOf(arg, name string) (string, error) {
@@ -249,7 +280,7 @@ func (c *command) nameOf(arg, name string) (string, error) {
 		return a.Name, err
 	}
 	if app.CleanName(arg) != arg {
-		return "", misusef("%q is neither a path nor the name of an application", arg)
+		return "", misusef("%q is neither a path nor the name of an application; `tutti status` lists those that run", arg)
 	}
 	return arg, nil
 }

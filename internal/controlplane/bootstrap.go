@@ -9,6 +9,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
 	applycore "k8s.io/client-go/applyconfigurations/core/v1"
 	applydiscovery "k8s.io/client-go/applyconfigurations/discovery/v1"
 	applynode "k8s.io/client-go/applyconfigurations/node/v1"
@@ -137,6 +138,9 @@ func ownRoles() []*applyrbac.ClusterRoleApplyConfiguration {
 		applyrbac.ClusterRole("tutti:registry-edit").WithLabels(map[string]string{rbacGroup + "/aggregate-to-edit": "true"}).
 			WithRules(repositories("update", "delete")),
 		applyrbac.ClusterRole("tutti:registry-pull").WithRules(repositories("get")),
+		// What is mirrored, everybody may have whose pods may.
+		applyrbac.ClusterRole("tutti:registry-mirrors").
+			WithRules(rule([]string{api.RegistryGroup}, []string{api.MirrorResource}, "get")),
 		applyrbac.ClusterRole(DNSUser).WithRules(
 			rule([]string{""}, []string{"services"}, "list", "watch"),
 			rule([]string{"discovery.k8s.io"}, []string{"endpointslices"}, "list", "watch"),
@@ -169,13 +173,17 @@ func ownBindings() []*applyrbac.ClusterRoleBindingApplyConfiguration {
 			WithSubjects(applyrbac.Subject().WithKind("User").WithAPIGroup(rbacGroup).WithName(user)).
 			WithRoleRef(applyrbac.RoleRef().WithKind("ClusterRole").WithAPIGroup(rbacGroup).WithName(role))
 	}
+	bindGroup := func(group, role string) *applyrbac.ClusterRoleBindingApplyConfiguration {
+		return applyrbac.ClusterRoleBinding(role).
+			WithSubjects(applyrbac.Subject().WithKind("Group").WithAPIGroup(rbacGroup).WithName(group)).
+			WithRoleRef(applyrbac.RoleRef().WithKind("ClusterRole").WithAPIGroup(rbacGroup).WithName(role))
+	}
 	return []*applyrbac.ClusterRoleBindingApplyConfiguration{
 		bind(DNSUser, DNSUser, DNSUser),
 		bind(VolumesUser, VolumesUser, VolumesUser),
 		bind(RegistryUser, RegistryUser, "system:auth-delegator"),
-		applyrbac.ClusterRoleBinding("tutti:registry-pull").
-			WithSubjects(applyrbac.Subject().WithKind("Group").WithAPIGroup(rbacGroup).WithName("system:nodes")).
-			WithRoleRef(applyrbac.RoleRef().WithKind("ClusterRole").WithAPIGroup(rbacGroup).WithName("tutti:registry-pull")),
+		bindGroup(user.NodesGroup, "tutti:registry-pull"),
+		bindGroup(user.AllAuthenticated, "tutti:registry-mirrors"),
 		bind("tutti:kubelet-api-admin", pki.KubeletClientName, "system:kubelet-api-admin"),
 	}
 }

@@ -157,7 +157,7 @@ func keyOfData(dir string) error {
 		return nil //nolint:nilerr // an empty or unreadable store is for etcd to judge
 	}
 	if _, err := os.Stat(key); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is missing but %s is there: restore it from a backup, it is the only key to the Secrets in etcd", key, member)
+		return fmt.Errorf("%s is missing but %s is there; restore it from a backup, it is the only key to the Secrets in etcd", key, member)
 	}
 	return nil
 }

@@ -187,7 +187,7 @@ func checkDatabase(dir string) error {
 }
 
 func (s *store) unusable(err error) error {
-	return fmt.Errorf("open the store in %s: %s: restore %s from a backup, or move it away to start with an empty cluster",
+	return fmt.Errorf("open the store in %s: %s; restore %s from a backup, or move it away to start with an empty cluster",
 		s.dir, strings.Join(strings.Fields(err.Error()), " "), filepath.Clean(s.dir))
 }
 

@@ -31,10 +31,10 @@ func listenAll(ctx context.Context, addrs []netip.AddrPort) (net.Listener, error
 func listenError(a netip.AddrPort, err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("listen on %s: %w: stop the program that uses it (ss -ltnp 'sport = :%d' names it) or choose another port",
+		return fmt.Errorf("listen on %s: %w; stop the program that uses it (ss -ltnp 'sport = :%d' names it) or choose another port",
 			a, syscall.EADDRINUSE, a.Port())
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return fmt.Errorf("listen on %s: %w: no interface of this machine has the address %s", a, syscall.EADDRNOTAVAIL, a.Addr())
+		return fmt.Errorf("listen on %s: %w: no interface of this machine has the address %s; choose another with --address", a, syscall.EADDRNOTAVAIL, a.Addr())
 	default:
 		return fmt.Errorf("listen on %s: %w", a, err)
 	}

@@ -72,8 +72,12 @@ func (s *server) until(ctx context.Context, name string, ready <-chan struct{}) 
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-time.After(readyTimeout):
-		return fmt.Errorf("%s is not ready after %s; the log says why (%s)", name, readyTimeout, s.dir.Log())
+		return s.late(name)
 	}
+}
+
+func (s *server) late(name string) error {
+	return fmt.Errorf("%s is not ready after %s; the log says why (%s)", name, readyTimeout, s.dir.Log())
 }
 
 // readyTimeout bounds how long one part may take to become ready; a slow disk
@@ -104,9 +108,21 @@ func (s *server) openImages(ctx context.Context) (err error) {
 	return nil
 }
 
+// ownPorts are those that pods must leave to the server. The address that
+// pods know the machine by keeps its ports anyway.
+func ownPorts(s api.Settings) []network.HostPort {
+	var own []network.HostPort
+	for _, p := range ports(s) {
+		if p.at.Addr() != local {
+			own = append(own, network.HostPort{HostIP: p.at.Addr(), HostPort: p.at.Port(), Protocol: p.network})
+		}
+	}
+	return own
+}
+
 func (s *server) makeNetwork(ctx context.Context) (err error) {
 	s.rooms.network, err = network.New(ctx, network.Config{
-		Dir: s.join("network"), Bridge: bridge, Local: local, Cluster: s.cluster, Service: s.service,
+		Dir: s.join("network"), Bridge: bridge, Local: local, Cluster: s.cluster, Service: s.service, Own: ownPorts(s.settings),
 	}, s.log.With("room", "network"))
 	if err != nil {
 		return err

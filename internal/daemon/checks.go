@@ -15,13 +15,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/proxy"
 )
 
 var errNotRoot = errors.New("the server needs root, to make containers and networks; run it with sudo")
 
 // checkMachine says what this machine lacks, before anything is changed.
-func checkMachine(ports []port) error {
+func checkMachine(s api.Settings) error {
+	if err := checkAddress(s.Address); err != nil {
+		return err
+	}
 	if err := proxy.Supported(); err != nil {
 		return err
 	}
@@ -31,12 +35,30 @@ func checkMachine(ports []port) error {
 	if err := checkOverlay("/proc/filesystems"); err != nil {
 		return err
 	}
-	for _, p := range ports {
+	for _, p := range ports(s) {
 		if err := p.free(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// checkAddress wants an address of this machine; "" is none.
+func checkAddress(address string) error {
+	a, err := netip.ParseAddr(address)
+	if err != nil || a.IsUnspecified() || a == local { // validated; what is not there yet will be
+		return nil
+	}
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return fmt.Errorf("list the addresses of this machine: %w", err)
+	}
+	for _, have := range all {
+		if p, err := netip.ParsePrefix(have.String()); err == nil && p.Addr() == a {
+			return nil
+		}
+	}
+	return fmt.Errorf("--address %s is no address of this machine; `ip address` lists them, and 127.0.0.1 takes it back", a)
 }
 
 // checkCgroups wants the controllers that limit memory and CPU, in the unified

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 
+	"github.com/distribution/reference"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"tutti.dev/tutti/internal/api"
@@ -91,6 +93,7 @@ func overlay(s *api.Settings, with api.Settings) {
 	set(&s.NodeName, with.NodeName)
 	set(&s.ClusterCIDR, with.ClusterCIDR)
 	set(&s.ServiceCIDR, with.ServiceCIDR)
+	set(&s.Mirrors, with.Mirrors)
 	if with.Port != 0 {
 		s.Port = with.Port
 	}
@@ -106,21 +109,79 @@ func validate(s api.Settings) error {
 	if s.RegistryPort != api.NoRegistry && (s.RegistryPort < 1 || s.RegistryPort > 65535 || s.RegistryPort == s.Port) {
 		return fmt.Errorf("--registry-port %d is not a free port; choose another from 1 to 65535, or %d for no registry", s.RegistryPort, api.NoRegistry)
 	}
+	mirrors, err := parseMirrors(s.Mirrors)
+	if err != nil {
+		return err
+	}
+	if len(mirrors) > 0 && s.RegistryPort == api.NoRegistry {
+		return fmt.Errorf("--mirrors needs the registry, which --registry-port %d turns off; leave out one of them", api.NoRegistry)
+	}
 	if s.Address != "" {
 		if _, err := netip.ParseAddr(s.Address); err != nil {
-			return fmt.Errorf("--address %q is not an IP address", s.Address)
+			return fmt.Errorf("--address %q is not an IP address; give one of this machine's, or 0.0.0.0 for all", s.Address)
 		}
 	}
 	if bad := validation.IsDNS1123Subdomain(s.NodeName); len(bad) > 0 {
-		return fmt.Errorf("%q cannot be the name of a node (%s); choose one with --node-name", s.NodeName, bad[0])
+		return fmt.Errorf("%q cannot be the name of a node; choose one of lower case letters, digits, '-' and '.' with --node-name", s.NodeName)
 	}
-	for flag, value := range map[string]string{"--cluster-cidr": s.ClusterCIDR, "--service-cidr": s.ServiceCIDR} {
-		p, err := netip.ParsePrefix(value)
-		if err != nil || !p.Addr().Is4() || p.Masked() != p {
-			return fmt.Errorf("%s %q is not an IPv4 network, such as 10.42.0.0/16", flag, value)
-		}
+	cluster, err := parseNetwork("--cluster-cidr", s.ClusterCIDR, 24)
+	if err != nil {
+		return err
+	}
+	service, err := parseNetwork("--service-cidr", s.ServiceCIDR, 28)
+	if err != nil {
+		return err
+	}
+	own := netip.PrefixFrom(local, local.BitLen())
+	switch {
+	case cluster.Overlaps(service):
+		return fmt.Errorf("--cluster-cidr %s and --service-cidr %s overlap; choose others", cluster, service)
+	case cluster.Overlaps(own):
+		return fmt.Errorf("--cluster-cidr %s has %s in it, by which pods know this machine; choose another", cluster, local)
+	case service.Overlaps(own):
+		return fmt.Errorf("--service-cidr %s has %s in it, by which pods know this machine; choose another", service, local)
 	}
 	return nil
+}
+
+// parseMirrors returns the URL of each registry that is mirrored by the name
+// that images have for it.
+func parseMirrors(list string) (map[string]string, error) {
+	mirrors := map[string]string{}
+	if list == "" || list == api.NoMirrors {
+		return mirrors, nil
+	}
+	for _, item := range strings.Split(list, ",") {
+		host, at, explicit := strings.Cut(item, "=")
+		named, err := reference.ParseNormalizedNamed(host + "/name")
+		if err != nil || reference.Domain(named) != host {
+			return nil, fmt.Errorf("--mirrors: %q is not a registry; name it as images do, such as docker.io or quay.io", host)
+		}
+		if _, twice := mirrors[host]; twice {
+			return nil, fmt.Errorf("--mirrors: %s is there twice; leave one out", host)
+		}
+		if !explicit {
+			at = "https://" + host
+			if host == "docker.io" {
+				at = "https://registry-1.docker.io" // where docker, too, asks for its images
+			}
+		}
+		u, err := url.Parse(at)
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || *u != (url.URL{Scheme: u.Scheme, Host: u.Host}) {
+			return nil, fmt.Errorf("--mirrors: %q is not the address of a registry; give https://HOST[:PORT], without a path or a password", at)
+		}
+		mirrors[host] = at
+	}
+	return mirrors, nil
+}
+
+// parseNetwork reads a network of at least the size of a /bits.
+func parseNetwork(flag, value string, bits int) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(value)
+	if err != nil || !p.Addr().Is4() || p.Masked() != p || p.Bits() > bits {
+		return p, fmt.Errorf("%s %q is not an IPv4 network of at least a /%d; give one such as 10.42.0.0/16", flag, value, bits)
+	}
+	return p, nil
 }
 
 // writeSettings makes the directory ours, or keeps what changed. The file is

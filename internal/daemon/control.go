@@ -75,7 +75,7 @@ func (c *control) status(w http.ResponseWriter, _ *http.Request) {
 func (c *control) stopNow(w http.ResponseWriter, r *http.Request) {
 	pods, err := strconv.ParseBool(r.FormValue("pods"))
 	if err != nil && r.FormValue("pods") != "" {
-		http.Error(w, "pods must be true or false", http.StatusBadRequest)
+		http.Error(w, "pods must be true or false; it is false when left out", http.StatusBadRequest)
 		return
 	}
 	c.stop(pods)
@@ -93,15 +93,28 @@ func (c *control) image(w http.ResponseWriter, r *http.Request) {
 func (c *control) collectRegistry(w http.ResponseWriter, r *http.Request) {
 	reg := c.collect.Load()
 	if reg == nil {
-		http.Error(w, "this machine serves no registry", http.StatusNotFound)
+		http.Error(w, "this machine serves no registry; stop it, and start it with --registry-port 5000", http.StatusNotFound)
 		return
 	}
 	untagged, err := strconv.ParseBool(r.FormValue("untagged"))
 	if err != nil && r.FormValue("untagged") != "" {
-		http.Error(w, "untagged must be true or false", http.StatusBadRequest)
+		http.Error(w, "untagged must be true or false; it is false when left out", http.StatusBadRequest)
 		return
 	}
-	freed, err := reg.Collect(r.Context(), untagged)
+	mirrors, err := strconv.ParseBool(r.FormValue("mirrors"))
+	if err != nil && r.FormValue("mirrors") != "" {
+		http.Error(w, "mirrors must be true or false; it is false when left out", http.StatusBadRequest)
+		return
+	}
+	var freed int64
+	if mirrors {
+		freed, err = reg.Forget(r.Context())
+	}
+	if err == nil {
+		var own int64
+		own, err = reg.Collect(r.Context(), untagged)
+		freed += own
+	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return

@@ -158,7 +158,7 @@ func (s *server) claim(asked api.Settings) (unlock func(), err error) {
 	}
 	s.cluster, s.service = netip.MustParsePrefix(s.settings.ClusterCIDR), netip.MustParsePrefix(s.settings.ServiceCIDR)
 	s.nodeIP = nodeAddress()
-	if err := checkMachine(ports(s.settings)); err != nil {
+	if err := checkMachine(s.settings); err != nil {
 		return nil, err
 	}
 	return release, writeSettings(s.dir, s.settings)
@@ -191,7 +191,7 @@ func (s *server) giveUp(ctx context.Context, cause error) error {
 // message is an error for people; that of a signal needs words.
 func message(err error) string {
 	if errors.Is(err, context.Canceled) {
-		return "interrupted while starting"
+		return "interrupted while starting; `tutti up` starts anew"
 	}
 	return err.Error()
 }

@@ -45,7 +45,7 @@ func (p *parts) run(name string, f func(ctx context.Context) error) {
 			return
 		}
 		if err == nil {
-			err = errors.New("ended by itself")
+			err = errors.New("ended by itself; the log says why")
 		}
 		select {
 		case p.failed <- fmt.Errorf("%s: %w", name, err):

@@ -36,8 +36,8 @@ func TestPartsEndInReverseOrder(t *testing.T) {
 
 func TestPartThatEndsByItselfFails(t *testing.T) {
 	for want, f := range map[string]func(context.Context) error{
-		"agent: ended by itself": func(context.Context) error { return nil },
-		"agent: broken":          func(context.Context) error { return errors.New("broken") },
+		"agent: ended by itself; the log says why": func(context.Context) error { return nil },
+		"agent: broken": func(context.Context) error { return errors.New("broken") },
 	} {
 		p := newParts(slog.New(slog.DiscardHandler))
 		p.run("agent", f)

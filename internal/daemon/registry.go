@@ -63,18 +63,25 @@ func (s *server) startRegistry(ctx context.Context) error {
 		return err
 	}
 	log := s.log.With("room", "registry")
-	reg := registry.New(registry.Options{Dir: s.join("registry"), Access: access, Log: log})
+	mirrors, err := parseMirrors(s.settings.Mirrors)
+	if err != nil {
+		return err
+	}
+	hosts := registryHosts(s.settings, s.nodeIP)
+	if err := othersOnly(mirrors, hosts); err != nil {
+		return err
+	}
+	reg := registry.New(registry.Options{Dir: s.join("registry"), Access: access, Mirrors: mirrors, Log: log})
 	s.parts.opened("registry", func() error { reg.Close(); return nil })
 	if err := s.serveRegistry(ctx, reg, certificates, log); err != nil {
 		return err
 	}
 
 	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(ca) {
-		return fmt.Errorf("%s holds no certificate", certificates.ClientCAFile)
-	}
-	hosts := registryHosts(s.settings, s.nodeIP)
-	s.rooms.images.UseBuiltin(image.Builtin{Hosts: hosts, Roots: roots, Admin: image.Auth{RegistryToken: admin}})
+	roots.AppendCertsFromPEM(ca) // newAccess has judged it
+	s.rooms.images.UseBuiltin(image.Builtin{
+		Hosts: hosts, Roots: roots, Admin: image.Auth{RegistryToken: admin}, Mirrors: mirrors, Node: image.Auth{RegistryToken: node},
+	})
 	s.rooms.registryAuth = func(namespace string, ref reference.Named) (image.Auth, bool) {
 		return image.Auth{RegistryToken: node}, ownImage(hosts, namespace, ref)
 	}
@@ -146,6 +153,16 @@ func registryHosts(s api.Settings, node netip.Addr) []string {
 		}
 	}
 	return hosts
+}
+
+// othersOnly refuses a mirror of the registry itself.
+func othersOnly(mirrors map[string]string, own []string) error {
+	for _, h := range own {
+		if mirrors[h] != "" {
+			return fmt.Errorf("--mirrors: %s is the cluster's own registry; leave it out", h)
+		}
+	}
+	return nil
 }
 
 // ownImage says whether an image is in a repository of the namespace.
@@ -231,7 +248,7 @@ func (a *access) Authenticate(r *http.Request) (registry.User, error) {
 		return nil, err
 	}
 	if !ok {
-		return nil, errors.New("no credentials")
+		return nil, errors.New("no credentials; log in with a token of this cluster (`tutti kubectl create token`)")
 	}
 	return who.User, nil
 }
@@ -240,11 +257,15 @@ func (a *access) Authenticate(r *http.Request) (registry.User, error) {
 func (a *access) Allowed(ctx context.Context, u registry.User, verb registry.Verb, namespace, name string) (bool, error) {
 	who, ok := u.(identity.Info)
 	if !ok {
-		return false, fmt.Errorf("%s is no user of the API", u.GetName())
+		return false, nil // nobody whom the API knows
+	}
+	resource := api.RegistryResource
+	if namespace == "" && name != "" {
+		resource = api.MirrorResource
 	}
 	decision, _, err := a.authz.Authorize(ctx, authorizer.AttributesRecord{
 		User: who, Verb: string(verb), Namespace: namespace, Name: name, ResourceRequest: true,
-		APIGroup: api.RegistryGroup, APIVersion: "*", Resource: api.RegistryResource,
+		APIGroup: api.RegistryGroup, APIVersion: "*", Resource: resource,
 	})
 	if err != nil {
 		return false, fmt.Errorf("ask the API what %s may do: %w", who.GetName(), err)

@@ -2,13 +2,38 @@ package daemon
 
 import (
 	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/distribution/reference"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
 
 	"tutti.dev/tutti/internal/api"
 )
+
+func TestMirrors(t *testing.T) {
+	for list, want := range map[string]map[string]string{
+		"":                                    {},
+		"none":                                {},
+		"docker.io":                           {"docker.io": "https://registry-1.docker.io"},
+		"quay.io,a.test:5000=http://10.0.0.1": {"quay.io": "https://quay.io", "a.test:5000": "http://10.0.0.1"},
+	} {
+		if got, err := parseMirrors(list); err != nil || !maps.Equal(got, want) {
+			t.Errorf("%q: %v, %v", list, got, err)
+		}
+	}
+	own := []string{"10.41.0.1:5000", "localhost:5000"}
+	if err := othersOnly(map[string]string{"localhost:5000": "https://localhost:5000"}, own); err == nil || !strings.Contains(err.Error(), "--mirrors: localhost:5000 is the cluster's own registry; leave it out") {
+		t.Errorf("its own mirror: %v", err)
+	}
+	if err := othersOnly(map[string]string{"localhost:5001": "http://localhost:5001"}, own); err != nil {
+		t.Error(err)
+	}
+}
 
 func TestRegistryHosts(t *testing.T) {
 	node := netip.MustParseAddr("192.0.2.10")
@@ -42,5 +67,13 @@ func TestOwnImage(t *testing.T) {
 		if got := ownImage(hosts, "shop", ref); got != want {
 			t.Errorf("%s: %v, want %v", name, got, want)
 		}
+	}
+}
+
+func TestNoCredentials(t *testing.T) {
+	a := &access{authn: authenticator.RequestFunc(func(*http.Request) (*authenticator.Response, bool, error) { return nil, false, nil })}
+	_, err := a.Authenticate(httptest.NewRequest(http.MethodGet, "/v2/", nil))
+	if err == nil || err.Error() != "no credentials; log in with a token of this cluster (`tutti kubectl create token`)" {
+		t.Errorf("error %v", err)
 	}
 }

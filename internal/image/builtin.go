@@ -4,8 +4,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net/http"
+	"net/url"
 	"slices"
+	"strings"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/distribution/reference"
 )
 
@@ -19,6 +22,11 @@ type Builtin struct {
 	// Admin is for callers of the Handler who bring no credentials: they are
 	// this machine's administrators.
 	Admin Auth
+	// Mirrors are the registries, as images name them, whose images it has or
+	// fetches, and the URL at which it asks for them.
+	Mirrors map[string]string
+	// Node is who pulls through a mirror.
+	Node Auth
 }
 
 type builtin struct {
@@ -37,6 +45,37 @@ func (l *Local) builtinFor(named reference.Named) *builtin {
 		return b
 	}
 	return nil
+}
+
+// mirrored are the ways to an image of which the cluster's registry keeps
+// copies: through it, and where it would ask. There are none to others.
+func (l *Local) mirrored(named reference.Named) ([]way, error) {
+	b := l.builtin.Load()
+	if b == nil || b.Mirrors[reference.Domain(named)] == "" {
+		return nil, nil
+	}
+	upstream, err := url.Parse(b.Mirrors[reference.Domain(named)])
+	if err != nil {
+		return nil, err
+	}
+	at := func(host docker.RegistryHost, name string) way {
+		host.Path, host.Capabilities = "/v2", docker.HostCapabilityPull|docker.HostCapabilityResolve
+		return way{name, docker.NewResolver(docker.ResolverOptions{
+			Hosts:   func(string) ([]docker.RegistryHost, error) { return []docker.RegistryHost{host}, nil },
+			Headers: userAgent(),
+		}), func(err error) bool { return !useless(err) }}
+	}
+	return []way{
+		// The resolver says ?ns= to a host that is not the image's.
+		at(docker.RegistryHost{
+			Client: b.client, Scheme: "https", Host: b.Hosts[0],
+			Header: http.Header{"Authorization": {"Bearer " + b.Node.RegistryToken}},
+		}, named.String()),
+		at(docker.RegistryHost{
+			Client: l.client, Scheme: upstream.Scheme, Host: upstream.Host,
+			Authorizer: docker.NewDockerAuthorizer(docker.WithAuthClient(l.client)),
+		}, upstream.Host+strings.TrimPrefix(named.String(), reference.Domain(named))),
+	}, nil
 }
 
 // adminAuths are what a caller of the Handler uses for an image.

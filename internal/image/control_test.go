@@ -109,7 +109,7 @@ func TestClientErrors(t *testing.T) {
 	// The archive is refused at its first bytes; the answer must arrive even
 	// though most of it has not been sent yet.
 	_, err := c.Load(t.Context(), io.LimitReader(endless{}, 64<<20))
-	if want := "load images: the archive is broken: archive/tar: invalid tar header"; !errors.Is(err, ErrBroken) || err.Error() != want {
+	if want := "load images: the archive is broken, or is no tar archive; make or copy it again"; !errors.Is(err, ErrBroken) || err.Error() != want {
 		t.Errorf("error %v, want %s", err, want)
 	}
 	if _, err := c.Load(t.Context(), failing{}); !errors.Is(err, errFailing) {

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"archive/tar"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -51,7 +52,7 @@ func diskFull(err error) bool {
 }
 
 func (l *Local) diskFullError(doing string, err error) error {
-	return failed(nil, err, "%s: no space left in %s: remove unused images or make room", doing, l.dir)
+	return failed(nil, err, "%s: no space left in %s; remove unused images or make room", doing, l.dir)
 }
 
 // archiveError says why an archive could not be read or unpacked. readErr is
@@ -67,8 +68,10 @@ func (l *Local) archiveError(ctx context.Context, doing string, readErr, err err
 		return fmt.Errorf("%s: %w", doing, context.Cause(ctx))
 	case errors.As(err, &f):
 		return failed(f.kind, err, "%s: %s", doing, f.text)
+	case errors.Is(err, tar.ErrHeader):
+		return failed(ErrBroken, err, "%s: the archive is broken, or is no tar archive; make or copy it again", doing)
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return failed(ErrBroken, err, "%s: the archive is cut off: make or copy it again", doing)
+		return failed(ErrBroken, err, "%s: the archive is cut off; make or copy it again", doing)
 	}
 	return failed(ErrBroken, err, "%s: the archive is broken: %v", doing, err)
 }
@@ -87,22 +90,22 @@ func (l *Local) pullError(ctx context.Context, named reference.Named, withAuth b
 	case errors.As(err, &f):
 		return failed(f.kind, err, "%s: %s", doing, f.text)
 	case errors.Is(context.Cause(ctx), errStalled):
-		return failed(nil, errStalled, "%s: %s has sent nothing for %s: try again", doing, registry, stallTimeout)
+		return failed(nil, errStalled, "%s: %s has sent nothing for %s; try again", doing, registry, stallTimeout)
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", doing, context.Cause(ctx))
 	case denied(err) && withAuth:
-		return failed(nil, err, "%s: %s refuses access: check the name, and the user and password (imagePullSecrets)", doing, registry)
+		return failed(nil, err, "%s: %s refuses access; check the name, and the user and password (imagePullSecrets)", doing, registry)
 	case denied(err):
-		return failed(nil, err, "%s: %s refuses access without a password: check the name, or give credentials (imagePullSecrets)", doing, registry)
+		return failed(nil, err, "%s: %s refuses access without a password; check the name, or give credentials (imagePullSecrets)", doing, registry)
 	case status.StatusCode == http.StatusTooManyRequests:
-		return failed(nil, err, "%s: %s allows no more downloads for now: wait, or give credentials (imagePullSecrets)", doing, registry)
+		return failed(nil, err, "%s: %s allows no more downloads for now; wait, or give credentials (imagePullSecrets)", doing, registry)
 	case status.StatusCode >= 500:
-		return failed(nil, err, "%s: %s fails with %q: try again later", doing, registry, status.Status)
+		return failed(nil, err, "%s: %s fails with %q; try again later", doing, registry, status.Status)
 	case errdefs.IsNotFound(err):
 		if _, ok := named.(reference.Digested); ok {
-			return failed(ErrNotFound, err, "%s: %s has no such digest of %s: check the name and the digest", doing, registry, reference.Path(named))
+			return failed(ErrNotFound, err, "%s: %s has no such digest of %s; check the name and the digest", doing, registry, reference.Path(named))
 		}
-		return failed(ErrNotFound, err, "%s: %s has no %s with tag %s: check the name and the tag, or load the image here (tutti image load)", doing, registry, reference.Path(named), named.(reference.Tagged).Tag())
+		return failed(ErrNotFound, err, "%s: %s has no %s with tag %s; check the name and the tag, or load the image here (tutti image load)", doing, registry, reference.Path(named), named.(reference.Tagged).Tag())
 	case errdefs.IsFailedPrecondition(err), errdefs.IsInvalidArgument(err):
 		return failed(ErrBroken, err, "%s: %s sent content that does not match its digest: %v", doing, registry, err)
 	}
@@ -120,13 +123,13 @@ func reachError(doing, registry, instead string, err error) error {
 	)
 	switch {
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
-		return failed(nil, err, "%s: %s speaks plain HTTP: allow it as an insecure registry", doing, registry)
+		return failed(nil, err, "%s: %s speaks plain HTTP; allow it as an insecure registry", doing, registry)
 	case errors.As(err, &caErr), errors.As(err, &nameEr):
-		return failed(nil, err, "%s: the certificate of %s is not trusted: add its authority to this machine's", doing, registry)
+		return failed(nil, err, "%s: the certificate of %s is not trusted; add its authority to this machine's", doing, registry)
 	case errors.As(err, &dnsErr):
-		return failed(nil, err, "%s: no address for %s: check the name and this machine's DNS%s", doing, registry, instead)
+		return failed(nil, err, "%s: no address for %s; check the name and this machine's DNS%s", doing, registry, instead)
 	case errors.As(err, &netErr):
-		return failed(nil, err, "%s: %s cannot be reached (%v): check the network%s", doing, registry, rootCause(err), instead)
+		return failed(nil, err, "%s: %s cannot be reached (%v); check the network%s", doing, registry, rootCause(err), instead)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }

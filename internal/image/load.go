@@ -58,7 +58,7 @@ func (l *Local) Load(ctx context.Context, r io.Reader) (loaded []Image, err erro
 		loaded = append(loaded, img)
 	}
 	if names == 0 {
-		return nil, failed(ErrBroken, nil, "%s: the archive does not name its image: save it again with a name, like shop:1", doing)
+		return nil, failed(ErrBroken, nil, "%s: the archive does not name its image; save it again with a name, like shop:1", doing)
 	}
 	return loaded, nil
 }
@@ -103,7 +103,7 @@ func (l *Local) Import(ctx context.Context, name string, r io.Reader, cfg Config
 		return Image{}, fmt.Errorf("import image: %w", err)
 	}
 	if _, ok := named.(reference.Digested); ok {
-		return Image{}, failed(ErrName, nil, "import image: %q gives a digest, which only the content can: name it with a tag", name)
+		return Image{}, failed(ErrName, nil, "import image: %q gives a digest, which only the content can; name it with a tag", name)
 	}
 	doing := "import " + named.String()
 	ctx, end, err := l.lease(ctx, l.unique("import"))

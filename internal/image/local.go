@@ -152,11 +152,11 @@ func (l *Local) openStores() (err error) {
 		}
 		switch {
 		case errors.Is(err, bolt.ErrTimeout):
-			err = failed(nil, err, "open images: %s is in use by another process: stop that first", reading)
+			err = failed(nil, err, "open images: %s is in use by another process; stop that first", reading)
 		case diskFull(err):
 			err = l.diskFullError("open images", err)
 		case err != nil:
-			err = failed(nil, err, "open images: %s is damaged (%v): stop what runs, move %s away, then load or pull the images again", reading, err, l.dir)
+			err = failed(nil, err, "open images: %s is damaged (%v); stop what runs, move %s away, then load or pull the images again", reading, err, l.dir)
 		}
 	}()
 	l.bolt, err = bolt.Open(names, 0o600, &bolt.Options{Timeout: lockTimeout, NoStatistics: true})
@@ -432,7 +432,7 @@ func (l *Local) going(name string, force bool) ([]string, error) {
 	}
 	for holder, ids := range l.holds {
 		if _, ok := ids[e.ID]; ok {
-			return nil, failed(ErrHeld, nil, "%s is in use by %s: stop that first, or force the removal", e.Name, holder)
+			return nil, failed(ErrHeld, nil, "%s is in use by %s; stop that first, or force the removal", e.Name, holder)
 		}
 	}
 	return going, nil

@@ -276,15 +276,15 @@ func TestBrokenArchives(t *testing.T) {
 		want    string // what the error tells
 	}{
 		"empty":        {nil, "load images: the archive is broken: unrecognized image format"},
-		"text":         {[]byte(strings.Repeat("not a tar at all ", 100)), "load images: the archive is broken: archive/tar: invalid tar header"},
-		"cut off":      {good[:len(good)/2], "load images: the archive is cut off: make or copy it again"},
-		"gzip cut off": {gz(t, good)[:len(good)/20], "load images: the archive is cut off: make or copy it again"},
-		"damaged":      {damaged, "load images: the archive is broken: "},
+		"text":         {[]byte(strings.Repeat("not a tar at all ", 100)), "load images: the archive is broken, or is no tar archive; make or copy it again"},
+		"cut off":      {good[:len(good)/2], "load images: the archive is cut off; make or copy it again"},
+		"gzip cut off": {gz(t, good)[:len(good)/20], "load images: the archive is cut off; make or copy it again"},
+		"damaged":      {damaged, "load images: the archive is broken, or is no tar archive; make or copy it again"},
 		"lacks a blob": {ociLayout(t, lacking, named(lacking.manifest, "lacking:1")),
 			"load images: docker.io/library/lacking:1: the archive lacks " + lacking.layers[0].Digest.String()},
 		"wrong content": {ociLayout(t, wrong, named(wrong.manifest, "wrong:1")),
 			"load images: docker.io/library/wrong:1: the archive is broken: wrong diff id calculated"},
-		"no name": {ociLayout(t, p, p.manifest), "load images: the archive does not name its image"},
+		"no name": {ociLayout(t, p, p.manifest), "load images: the archive does not name its image; save it again with a name, like shop:1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := open(t, t.TempDir())
@@ -401,7 +401,7 @@ func TestHeldLayersStay(t *testing.T) {
 		t.Errorf("held again: %v, %v", again, err)
 	}
 	err = l.Remove(t.Context(), "web", false)
-	if want := "remove image: docker.io/library/web:latest is in use by pod/1: stop that first, or force the removal"; !errors.Is(err, ErrHeld) || err.Error() != want {
+	if want := "remove image: docker.io/library/web:latest is in use by pod/1; stop that first, or force the removal"; !errors.Is(err, ErrHeld) || err.Error() != want {
 		t.Errorf("error %v, want %s", err, want)
 	}
 	if err := l.Remove(t.Context(), "web", true); err != nil {
@@ -488,7 +488,7 @@ func TestReopenKeepsEverything(t *testing.T) {
 func TestOpenTwice(t *testing.T) {
 	l := open(t, t.TempDir())
 	_, err := Open(t.Context(), Options{Dir: l.dir})
-	if want := "open images: " + l.dir + "/metadata.db is in use by another process: stop that first"; err == nil || err.Error() != want {
+	if want := "open images: " + l.dir + "/metadata.db is in use by another process; stop that first"; err == nil || err.Error() != want {
 		t.Errorf("error %v, want %s", err, want)
 	}
 }
@@ -529,8 +529,9 @@ func TestDamagedDatabase(t *testing.T) {
 				}
 				damage(t, filepath.Join(l.dir, db))
 				_, err := Open(t.Context(), Options{Dir: l.dir})
-				if err == nil || !strings.Contains(err.Error(), filepath.Join(l.dir, db)+" is damaged") ||
-					!strings.Contains(err.Error(), "move "+l.dir+" away") || strings.Contains(err.Error(), "\n") {
+				want := "open images: " + filepath.Join(l.dir, db) + " is damaged (…); stop what runs, move " + l.dir + " away, then load or pull the images again"
+				head, tail, _ := strings.Cut(want, "…")
+				if err == nil || !strings.HasPrefix(err.Error(), head) || !strings.HasSuffix(err.Error(), tail) || strings.Contains(err.Error(), "\n") {
 					t.Errorf("error %v", err)
 				}
 			})
@@ -585,7 +586,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	for when, size := range map[string]int{"unpacking": 7 << 20, "storing": 14 << 20} {
 		_, err := l.Import(t.Context(), "big", bytes.NewReader(tarOf(t, file{"big", noise[:size]})), Config{})
-		want := "import docker.io/library/big:latest: no space left in " + l.dir + ": remove unused images or make room"
+		want := "import docker.io/library/big:latest: no space left in " + l.dir + "; remove unused images or make room"
 		if !errors.Is(err, syscall.ENOSPC) || err.Error() != want {
 			t.Errorf("%s: error %v, want %s", when, err, want)
 		}

@@ -49,7 +49,7 @@ func find(images map[string]*entry, name string) (*entry, error) {
 			continue
 		}
 		if found != nil && found.ID != e.ID {
-			return nil, fmt.Errorf("%q begins the ID of several images: give more digits", name)
+			return nil, fmt.Errorf("%q begins the ID of several images; give more digits", name)
 		}
 		if found == nil || e.Name < found.Name {
 			found = e

@@ -83,15 +83,17 @@ func (l *Local) Pull(ctx context.Context, name string, auths []Auth) (Image, err
 	return Image{}, fmt.Errorf("pull %s: %w", named, context.Cause(ctx))
 }
 
+// useless tells of a failure after which what was fetched is of no use.
+func useless(err error) bool { return diskFull(err) || errors.Is(err, ErrBroken) }
+
 func (l *Local) pull(ctx context.Context, named reference.Named, auths []Auth, p *pull) (img Image, err error) {
 	ctx, end, err := l.lease(ctx, "pull "+named.String())
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", named, err)
 	}
 	defer func() {
-		useless := diskFull(err) || errors.Is(err, ErrBroken)
-		end(err == nil || useless)
-		if useless {
+		end(err == nil || useless(err))
+		if useless(err) {
 			l.collectLater()
 		}
 	}()
@@ -102,28 +104,55 @@ func (l *Local) pull(ctx context.Context, named reference.Named, auths []Auth, p
 	if len(auths) == 0 {
 		auths = []Auth{{}}
 	}
-	for _, auth := range auths {
-		img, err = l.pullAs(ctx, named, auth, p.progress)
+	ways, err := l.ways(named, auths)
+	if err != nil {
+		return Image{}, fmt.Errorf("pull %s: %w", named, err)
+	}
+	for _, w := range ways {
+		img, err = l.pullBy(ctx, named, w, p.progress)
 		if err == nil {
 			return img, nil
 		}
-		if !denied(err) {
+		if !w.next(err) || ctx.Err() != nil {
 			break
 		}
 	}
 	return Image{}, l.pullError(ctx, named, auths[0] != Auth{}, err)
 }
 
-func (l *Local) pullAs(ctx context.Context, named reference.Named, auth Auth, p *progress) (Image, error) {
-	resolver := l.resolver(named, auth)
-	_, target, err := resolver.Resolve(ctx, named.String())
+// way is one to get an image: what it is called there, who knows it, and
+// after which failures another way may do better.
+type way struct {
+	name     string
+	resolver remotes.Resolver
+	next     func(error) bool
+}
+
+// ways are how an image is to be had. What a cluster keeps copies of comes
+// from there, or else, so that the registry itself says why not, from where
+// the copies would. Who has credentials brings them to the registry itself:
+// copies are there for everybody.
+func (l *Local) ways(named reference.Named, auths []Auth) (all []way, err error) {
+	if slices.Equal(auths, []Auth{{}}) {
+		if all, err = l.mirrored(named); err != nil || len(all) > 0 {
+			return all, err
+		}
+	}
+	for _, auth := range auths {
+		all = append(all, way{named.String(), l.resolver(named, auth), denied})
+	}
+	return all, nil
+}
+
+func (l *Local) pullBy(ctx context.Context, named reference.Named, w way, p *progress) (Image, error) {
+	_, target, err := w.resolver.Resolve(ctx, w.name)
 	if err != nil {
 		return Image{}, err
 	}
 	if !images.IsIndexType(target.MediaType) && !images.IsManifestType(target.MediaType) {
 		return Image{}, failed(ErrBroken, nil, "it is not a container image but %q", target.MediaType)
 	}
-	from, err := resolver.Fetcher(ctx, named.String())
+	from, err := w.resolver.Fetcher(ctx, w.name)
 	if err != nil {
 		return Image{}, err
 	}
@@ -160,7 +189,7 @@ func (l *Local) resolver(named reference.Named, auth Auth) remotes.Resolver {
 		client = b.client
 	}
 	opts := []docker.RegistryOpt{docker.WithClient(client), docker.WithPlainHTTP(l.plain)}
-	header := http.Header{"User-Agent": {"tutti"}}
+	header := userAgent()
 	if auth.RegistryToken != "" {
 		header.Set("Authorization", "Bearer "+auth.RegistryToken)
 	} else {
@@ -179,6 +208,8 @@ func (l *Local) resolver(named reference.Named, auth Auth) remotes.Resolver {
 	}
 	return docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(opts...), Headers: header})
 }
+
+func userAgent() http.Header { return http.Header{"User-Agent": {"tutti"}} }
 
 // plain tells which registries are spoken to without TLS.
 func (l *Local) plain(host string) (bool, error) {

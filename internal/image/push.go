@@ -29,14 +29,14 @@ func (l *Local) PushName(to, namespace string) (string, error) {
 		return "", fmt.Errorf("push image: %w", err)
 	}
 	if _, ok := named.(reference.Digested); ok {
-		return "", failed(ErrName, nil, "push image: %q names a digest: an image is pushed to a tag", to)
+		return "", failed(ErrName, nil, "push image: %q names a digest; an image is pushed to a tag", to)
 	}
 	if reference.Domain(named) != "docker.io" || strings.HasPrefix(to, "docker.io/") {
 		return named.String(), nil
 	}
 	b := l.builtin.Load()
 	if b == nil {
-		return "", failed(ErrName, nil, "push image: %q names no registry, and this machine serves none: name one, such as registry.example.com/%s", to, to)
+		return "", failed(ErrName, nil, "push image: %q names no registry, and this machine serves none; name one, such as registry.example.com/%s", to, to)
 	}
 	path := reference.Path(named)
 	if !strings.Contains(to, "/") {
@@ -163,11 +163,11 @@ func (l *Local) pushError(ctx context.Context, named reference.Named, withAuth b
 	case denied(err) && status.StatusCode == http.StatusForbidden && l.builtinFor(named) != nil:
 		return failed(nil, err, "%s: you may not push there: %s", doing, said(status))
 	case denied(err) && withAuth:
-		return failed(nil, err, "%s: %s refuses access: check the name, the user and the password", doing, registry)
+		return failed(nil, err, "%s: %s refuses access; check the name, the user and the password", doing, registry)
 	case denied(err):
-		return failed(nil, err, "%s: %s refuses access without a password: give one with --username and --password-stdin, or log in with docker", doing, registry)
+		return failed(nil, err, "%s: %s refuses access without a password; give one with --username and --password-stdin, or log in with docker", doing, registry)
 	case errdefs.IsNotFound(err) && status.StatusCode == 0:
-		return failed(ErrBroken, err, "%s: the image is not whole on this machine: pull or load it again", doing)
+		return failed(ErrBroken, err, "%s: the image is not whole on this machine; pull or load it again", doing)
 	}
 	return reachError(doing, registry, "", err)
 }

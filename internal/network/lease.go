@@ -26,6 +26,7 @@ type lease struct {
 // whatever their number.
 type leases struct {
 	dir string
+	own []HostPort // of the machine: nobody gets them
 
 	mu   sync.Mutex
 	byID map[string]lease
@@ -33,7 +34,7 @@ type leases struct {
 	last netip.Addr // granted most recently
 }
 
-func openLeases(dir string, log *slog.Logger) (*leases, error) {
+func openLeases(dir string, own []HostPort, log *slog.Logger) (*leases, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory of leases: %w", err)
 	}
@@ -41,7 +42,7 @@ func openLeases(dir string, log *slog.Logger) (*leases, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read leases: %w", err)
 	}
-	l := &leases{dir: dir, byID: map[string]lease{}, byIP: map[netip.Addr]string{}}
+	l := &leases{dir: dir, own: own, byID: map[string]lease{}, byIP: map[netip.Addr]string{}}
 	var newest time.Time
 	for _, f := range files {
 		path := filepath.Join(dir, f.Name())
@@ -87,15 +88,18 @@ func (l *leases) grant(pod Pod, from netip.Prefix) (lease, error) {
 		if err := p.validate(); err != nil {
 			return lease{}, err
 		}
+		if slices.ContainsFunc(l.own, p.overlaps) {
+			return lease{}, fmt.Errorf("host port %d/%s is this machine's own; choose another", p.HostPort, p.Protocol)
+		}
 		for _, other := range l.byID {
 			if slices.ContainsFunc(other.Ports, p.overlaps) {
-				return lease{}, fmt.Errorf("host port %d/%s is taken by pod %s", p.HostPort, p.Protocol, other.ID)
+				return lease{}, fmt.Errorf("host port %d/%s is taken by pod %s; choose another, or remove that pod", p.HostPort, p.Protocol, other.ID)
 			}
 		}
 	}
 	ip, ok := nextFree(from, l.last, func(a netip.Addr) bool { _, taken := l.byIP[a]; return taken })
 	if !ok {
-		return lease{}, fmt.Errorf("all addresses of %s are in use", from)
+		return lease{}, fmt.Errorf("all addresses of %s are in use; remove pods, or begin anew with a larger --cluster-cidr", from)
 	}
 	one := lease{ID: pod.ID, IP: ip, Ports: pod.Ports}
 	if err := replaceJSON(filepath.Join(l.dir, pod.ID), one); err != nil {

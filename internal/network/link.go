@@ -53,7 +53,7 @@ func (n *Network) ensureBridge() error {
 		return fmt.Errorf("find bridge %s: %w", n.cfg.Bridge, err)
 	}
 	if link.Type() != "bridge" {
-		return fmt.Errorf("link %s exists and is no bridge but a %s: remove or rename it", n.cfg.Bridge, link.Type())
+		return fmt.Errorf("link %s exists and is no bridge but a %s; remove or rename it", n.cfg.Bridge, link.Type())
 	}
 	n.bridge = link.Attrs().Index
 	conf := "net/ipv4/conf/" + n.cfg.Bridge

@@ -43,6 +43,9 @@ type Config struct {
 	Cluster netip.Prefix // every pod of the cluster
 	Service netip.Prefix // every ClusterIP
 	MTU     int          // 0: that of the default route's link
+	// Own are ports of the machine that no pod gets: forwarding them would cut
+	// the machine off from itself. PodPort means nothing here.
+	Own []HostPort
 }
 
 // Pod asks for a pod's network.
@@ -95,12 +98,12 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (*Network, error) {
 	}
 	nft, err := knftables.New(knftables.IPv4Family, table)
 	if err != nil {
-		return nil, fmt.Errorf("use nftables (is it installed? apt-get install nftables): %w", err)
+		return nil, fmt.Errorf("use nftables: %w", err)
 	}
 	if err := os.MkdirAll(filepath.Join(cfg.Dir, "netns"), 0o700); err != nil {
 		return nil, fmt.Errorf("make directory of network namespaces: %w", err)
 	}
-	held, err := openLeases(filepath.Join(cfg.Dir, "leases"), log)
+	held, err := openLeases(filepath.Join(cfg.Dir, "leases"), cfg.Own, log)
 	if err != nil {
 		return nil, err
 	}

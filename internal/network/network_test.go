@@ -449,6 +449,16 @@ func TestPurge(t *testing.T) {
 	}
 }
 
+func TestBridgeNameTaken(t *testing.T) {
+	dir := t.TempDir()
+	run(t, "ip", "link", "add", "tutti0", "type", "veth", "peer", "name", "tutti1")
+	defer run(t, "ip", "link", "del", "tutti0")
+	_, err := New(t.Context(), Config{Dir: dir, Bridge: "tutti0", Local: netip.MustParseAddr("10.41.0.1"), Cluster: pods, Service: pods}, slog.New(slog.DiscardHandler))
+	if err == nil || err.Error() != "prepare pod network: link tutti0 exists and is no bridge but a veth; remove or rename it" {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	n := fresh(t)
 	attach(t, n, "a", HostPort{HostPort: 80, PodPort: 80, Protocol: "tcp"})
@@ -530,6 +540,38 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	group.Wait()
 	wantLinks(t, 0)
+}
+
+// A pod gets no port that the machine needs itself, that another pod has, or
+// that is none; and no address when there is no more.
+func TestGrantRefuses(t *testing.T) {
+	l, err := openLeases(t.TempDir(), []HostPort{{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 6443, Protocol: "tcp"}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := netip.MustParsePrefix("10.42.0.0/29")
+	if _, err := l.grant(Pod{ID: "a", Ports: []HostPort{{HostPort: 80, PodPort: 80, Protocol: "tcp"}}}, pool); err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := HostPort{HostIP: netip.MustParseAddr("192.0.2.1"), HostPort: 6443, PodPort: 1, Protocol: "tcp"}
+	if _, err := l.grant(Pod{ID: "b", Ports: []HostPort{elsewhere}}, pool); err != nil {
+		t.Errorf("the API's port at an address where the API is not: %v", err)
+	}
+	for _, c := range []struct {
+		port HostPort
+		pool netip.Prefix
+		want string
+	}{
+		{HostPort{HostPort: 6443, PodPort: 1, Protocol: "tcp"}, pool, "host port 6443/tcp is this machine's own; choose another"},
+		{HostPort{HostPort: 80, PodPort: 1, Protocol: "tcp"}, pool, "host port 80/tcp is taken by pod a; choose another, or remove that pod"},
+		{HostPort{HostPort: 81, PodPort: 1, Protocol: "icmp"}, pool, `host port 81 has unknown protocol "icmp"`},
+		{HostPort{HostPort: 82, PodPort: 1, Protocol: "tcp"}, netip.MustParsePrefix("10.42.0.0/31"), "all addresses of 10.42.0.0/31 are in use; remove pods, or begin anew with a larger --cluster-cidr"},
+		{HostPort{HostPort: 82, PodPort: 1, Protocol: "tcp"}, netip.Prefix{}, "this machine has no range of pod addresses yet"},
+	} {
+		if _, err := l.grant(Pod{ID: "c", Ports: []HostPort{c.port}}, c.pool); err == nil || err.Error() != c.want {
+			t.Errorf("error %v, want %s", err, c.want)
+		}
+	}
 }
 
 func TestNextFree(t *testing.T) {

@@ -77,7 +77,7 @@ func (p *Proxy) Ready() <-chan struct{} { return p.ready }
 // it cannot.
 func Supported() error {
 	if _, err := knftables.New(knftables.IPv4Family, "kube-proxy"); err != nil {
-		return fmt.Errorf("nftables 1.0.1 or later is needed (apt-get install nftables): %w", err)
+		return fmt.Errorf("nftables cannot be used (%w); install version 1.0.1 or later (`apt-get install nftables`)", err)
 	}
 	return nil
 }

@@ -287,9 +287,8 @@ func TestSupported(t *testing.T) {
 		t.Error(err)
 	}
 	t.Setenv("PATH", t.TempDir())
-	if err := Supported(); err == nil {
-		t.Error("supported without the nft program")
-	} else {
-		t.Log(err)
+	const want = "nftables cannot be used (could not find nftables binary: exec: \"nft\": executable file not found in $PATH); install version 1.0.1 or later (`apt-get install nftables`)"
+	if err := Supported(); err == nil || err.Error() != want {
+		t.Errorf("without the program: %v", err)
 	}
 }

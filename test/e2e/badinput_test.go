@@ -5,8 +5,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -65,8 +67,19 @@ func TestMisuse(t *testing.T) {
 
 func TestNotRoot(t *testing.T) {
 	n := empty(t)
-	complains(t, n.Run(time.Minute, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", n.Binary(), "up"), 1, "root")
+	complains(t, n.nobody("up"), 1, "tutti up needs root, to make containers and networks; run `sudo tutti up`")
 	nothingRuns(n)
+}
+
+func (n node) nobody(args ...string) machine.Result {
+	return n.Run(time.Minute, "setpriv", append([]string{"--reuid=65534", "--regid=65534", "--clear-groups", n.Binary()}, args...)...)
+}
+
+// A machine that runs is root's alone.
+func TestNotRootElsewhere(t *testing.T) {
+	n := shared(t)
+	complains(t, n.nobody("status"), 1, "/tutti.sock is for root only; use sudo")
+	complains(t, n.nobody("kubectl", "get", "pods"), 1, "/admin.kubeconfig is for root only; use sudo, or set KUBECONFIG to a file of yours")
 }
 
 func TestPortTaken(t *testing.T) {
@@ -120,7 +133,7 @@ func TestWrongManifest(t *testing.T) {
 	for _, c := range []struct{ name, yaml, about string }{
 		{"wrong field", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\nspec:\n  replcas: 2\n  selector: {matchLabels: {a: b}}\n  template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: 'busybox:1'}]}}\n", "replcas"},
 		{"wrong value", "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec:\n  containers: [{name: c, image: 'busybox:1', ports: [{containerPort: 99999999}]}]\n", "port"},
-		{"unknown kind", "apiVersion: v1\nkind: Pood\nmetadata: {name: x}\n", "Pood"},
+		{"unknown kind", "apiVersion: v1\nkind: Pood\nmetadata: {name: x}\n", "Pood x: this cluster does not know the kind; install its definition first"},
 		{"no YAML", "a: [b\n", "app.yaml"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -172,6 +185,58 @@ func TestCorruptData(t *testing.T) {
 	if err := n.Up(); err != nil {
 		t.Errorf("with the data whole again: %v", err)
 	}
+}
+
+// A pod must not take the ports by which its machine is reached: its owner
+// could never remove it again.
+func TestOwnPortIsNotForPods(t *testing.T) {
+	n := shared(t)
+	ns := n.namespace("own-port")
+	n.ok(n.Apply(pod(ns, "thief", "containers: [{name: c, image: 'busybox:1', command: [sleep, 1h], ports: [{containerPort: 80, hostPort: 6443}]}]")))
+	n.until("it is refused", func() (bool, string) {
+		said := n.field(ns, "pod/thief", "{.status.containerStatuses[0].state.waiting.message}")
+		return strings.Contains(said, "host port 6443/tcp is this machine's own; choose another"), said
+	})
+	// And whoever looks at the application is told.
+	if text := n.ok(n.Tutti("status")); !strings.Contains(text, "thief: FailedCreatePodSandBox: ") {
+		t.Errorf("status does not say why: %s", text)
+	}
+}
+
+// Ctrl-C ends the waiting, neither the machine nor the application.
+func TestInterruptedUp(t *testing.T) {
+	n := empty(t)
+	n.explainFailure()
+	interrupted := func(when string, ready func() bool, about string, args ...string) {
+		t.Helper()
+		done := make(chan machine.Result, 1)
+		go func() { done <- n.Tutti(args...) }()
+		n.until(when, func() (bool, string) { return ready(), "" })
+		all, err := n.Processes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range all {
+			if len(p.Args) > 1 && slices.Equal(p.Args[1:], args) {
+				if err := syscall.Kill(p.PID, syscall.SIGINT); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		complains(t, <-done, 1, about)
+	}
+	interrupted("the server can be asked", func() bool {
+		_, err := os.Stat(filepath.Join(n.Dir, "tutti.sock"))
+		return err == nil
+	}, "interrupted; the server goes on starting, `tutti stop` ends it", "up")
+	n.ok(n.Tutti("up"))
+	file := filepath.Join(t.TempDir(), "never.yaml")
+	if err := os.WriteFile(file, []byte(pod("default", "never", "nodeSelector: {no: such}\ncontainers: [{name: c, image: 'busybox:1'}]")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	interrupted("the pod is there", func() bool {
+		return n.Kubectl("get", "pod", "never").Err == nil
+	}, "interrupted; never is deployed and goes on starting, `tutti status` shows how", "up", file)
 }
 
 // An interrupted start can be repeated.

@@ -60,6 +60,11 @@ func TestShop(t *testing.T) {
 		t.Error("two clicks made two orders")
 	}
 
+	n.watch()
+	if names := n.ok(n.Tutti("__complete", "down", "")); !strings.HasPrefix(names, "shop\n") {
+		t.Errorf("down could be completed by %q", names)
+	}
+
 	first := n.field("shop", "pod/db-0", "{.metadata.uid}")
 	n.kubectl("-n", "shop", "delete", "pod", "db-0", "--wait=false")
 	n.until("another database", func() (bool, string) {

@@ -27,7 +27,7 @@ import (
 )
 
 // ErrNoCommand says that neither the container nor its image names a program.
-var ErrNoCommand = errors.New("no command specified")
+var ErrNoCommand = errors.New("no command specified; the image names none, so give the container one")
 
 // Source gives the objects that an environment may be taken from. A missing
 // object is an API "not found" error.

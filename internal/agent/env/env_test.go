@@ -224,6 +224,9 @@ func TestCommand(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Command(&v1.Container{Command: test.command, Args: test.args}, test.img, []string{"A=a"})
+			if err != nil && err.Error() != "no command specified; the image names none, so give the container one" {
+				t.Errorf("error %v", err)
+			}
 			if !errors.Is(err, test.err) || !slices.Equal(got, test.want) {
 				t.Fatalf("got %q, %v; want %q, %v", got, err, test.want, test.err)
 			}

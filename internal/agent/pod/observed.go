@@ -102,6 +102,10 @@ func (f *Fault) Next(now time.Time, reason, message string, first, most time.Dur
 	return n
 }
 
+// Lasts tells whether a fault is worth telling: what passes within a second
+// is nobody's business.
+func (f *Fault) Lasts() bool { return f != nil && f.Count > 3 }
+
 func doubled(first, most time.Duration, times int) time.Duration {
 	for ; times > 0 && first < most; times-- {
 		first *= 2

@@ -227,7 +227,7 @@ func (d *decider) containerStatus(c *v1.Container, waiting string, init bool) v1
 	o := d.o
 	s := v1.ContainerStatus{
 		Name: c.Name, Image: c.Image,
-		State:        v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: waiting}},
+		State:        v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: waiting, Message: d.held()}},
 		VolumeMounts: mountStatuses(c),
 	}
 	if p := o.prior(c.Name); p != nil {
@@ -254,6 +254,17 @@ func (d *decider) containerStatus(c *v1.Container, waiting string, init bool) v1
 		s.Ready = o.ready(c, r)
 	}
 	return s
+}
+
+// held says what keeps the pod from starting its first container, "" when
+// nothing does. The kubelet tells it by events only, which are gone in an hour.
+func (d *decider) held() string {
+	for _, p := range []Part{d.o.Ground, d.o.Volumes} {
+		if p.Fault.Lasts() {
+			return p.Fault.Reason + ": " + p.Fault.Message
+		}
+	}
+	return ""
 }
 
 // runStatus tells the newest run, and the one before as the last state.

@@ -185,3 +185,15 @@ func TestTerminationMessagesShareTheirSpace(t *testing.T) {
 		}
 	}
 }
+
+// What holds a pod up is told when it lasts.
+func TestHeldUp(t *testing.T) {
+	for count, want := range map[int]string{1: "", 4: "FailedMount: gone"} {
+		o := newScene("", "main").with(func(o *Observed) {
+			o.Volumes = Part{Fault: &Fault{Reason: "FailedMount", Message: "gone", Count: count}}
+		})
+		if got := Decide(o.Observed).Status.ContainerStatuses[0].State.Waiting.Message; got != want {
+			t.Errorf("after %d times: %q, want %q", count, got, want)
+		}
+	}
+}

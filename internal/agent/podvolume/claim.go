@@ -40,7 +40,7 @@ func (m *Manager) makeClaim(ctx context.Context, pod *v1.Pod, name, claim string
 		return made{}, fmt.Errorf("PersistentVolume %q is not bound to PersistentVolumeClaim %q", pv.Name, claim)
 	}
 	if pv.Spec.VolumeMode != nil && *pv.Spec.VolumeMode == v1.PersistentVolumeBlock {
-		return made{}, fmt.Errorf("PersistentVolume %q is a block device: volumeMode Block is not supported by tutti yet", pv.Name)
+		return made{}, fmt.Errorf("PersistentVolume %q is a block device, which tutti does not support yet; use volumeMode Filesystem", pv.Name)
 	}
 	done := made{readOnly: readOnly}
 	switch source := pv.Spec.PersistentVolumeSource; {
@@ -50,7 +50,7 @@ func (m *Manager) makeClaim(ctx context.Context, pod *v1.Pod, name, claim string
 	case source.Local != nil:
 		done.path = source.Local.Path
 	default:
-		return made{}, fmt.Errorf("PersistentVolume %q: volume type %s is not supported by tutti yet", pv.Name, sourceName(source))
+		return made{}, fmt.Errorf("PersistentVolume %q: volume type %s is not supported by tutti yet; use local or hostPath", pv.Name, sourceName(source))
 	}
 	info, err := os.Stat(done.path)
 	if err != nil {

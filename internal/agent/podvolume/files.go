@@ -296,7 +296,7 @@ func (c *collection) part(ctx context.Context, s *v1.VolumeProjection, mode *int
 		}
 		return map[string]volumeutil.FileProjection{filepath.Clean(s.ServiceAccountToken.Path): file}, nil
 	}
-	return nil, fmt.Errorf("projected source %s is not supported by tutti yet", sourceName(*s))
+	return nil, fmt.Errorf("projected source %s is not supported by tutti yet; leave it out", sourceName(*s))
 }
 
 // note remembers which version was read, so that it is watched from there.

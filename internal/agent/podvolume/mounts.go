@@ -33,7 +33,7 @@ import (
 // owner.
 func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, attempt int, env, podIPs []string) ([]runtime.Mount, error) {
 	if len(c.VolumeDevices) > 0 {
-		return nil, fmt.Errorf("container %q wants block device %q: not supported by tutti yet", c.Name, c.VolumeDevices[0].Name)
+		return nil, fmt.Errorf("container %q wants block device %q, which tutti does not support yet; use volumeMounts", c.Name, c.VolumeDevices[0].Name)
 	}
 	var mounts []runtime.Mount
 	for i := range c.VolumeMounts {

@@ -270,7 +270,7 @@ func (m *Manager) make(ctx context.Context, pod *v1.Pod, v *v1.Volume) (made, er
 	case v.Ephemeral != nil:
 		return m.makeClaim(ctx, pod, v.Name, pod.Name+"-"+v.Name, false, v)
 	}
-	return made{}, fmt.Errorf("volume type %s is not supported by tutti yet", sourceName(v.VolumeSource))
+	return made{}, fmt.Errorf("volume type %s is not supported by tutti yet; use a PersistentVolumeClaim, an emptyDir or a hostPath", sourceName(v.VolumeSource))
 }
 
 // sourceName is the API's name of the field that is set in a volume source.
@@ -296,7 +296,7 @@ func (m *Manager) makeEmptyDir(pod *v1.Pod, v *v1.Volume) (made, error) {
 		return made{path: dir}, volume.Tmpfs{Size: memorySize(pod, v.EmptyDir), Mode: mode, GID: gid}.Mount(dir)
 	case v1.StorageMediumDefault:
 	default:
-		return made{}, fmt.Errorf("medium %q of an emptyDir is not supported by tutti yet", medium)
+		return made{}, fmt.Errorf("medium %q of an emptyDir is not supported by tutti yet; leave it out, or use Memory", medium)
 	}
 	if _, err := os.Lstat(dir); err == nil {
 		return made{path: dir}, nil
@@ -383,6 +383,9 @@ func checkHostPath(source *v1.HostPathVolumeSource) error {
 			return file.Close()
 		}
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("hostPath type check failed: %s does not exist; make it, or use DirectoryOrCreate", source.Path)
+	}
 	if err != nil {
 		return fmt.Errorf("hostPath type check failed: %w", err)
 	}
@@ -399,7 +402,7 @@ func checkHostPath(source *v1.HostPathVolumeSource) error {
 		v1.HostPathBlockDev:          {info.Mode().Type() == fs.ModeDevice, "a block device"},
 	}
 	if kind, ok := kinds[wanted]; ok && !kind.is {
-		return fmt.Errorf("hostPath type check failed: %s is not %s", source.Path, kind.what)
+		return fmt.Errorf("hostPath type check failed: %s is not %s; make it one, or change the type", source.Path, kind.what)
 	}
 	return nil
 }

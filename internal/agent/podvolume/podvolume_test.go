@@ -245,15 +245,15 @@ func TestNotReady(t *testing.T) {
 		pod *v1.Pod
 		err string
 	}{
-		"nfs":          {source(v1.VolumeSource{NFS: &v1.NFSVolumeSource{}}), `volume type "nfs" is not supported by tutti yet`},
+		"nfs":          {source(v1.VolumeSource{NFS: &v1.NFSVolumeSource{}}), `volume type "nfs" is not supported by tutti yet; use a PersistentVolumeClaim, an emptyDir or a hostPath`},
 		"image":        {source(v1.VolumeSource{Image: &v1.ImageVolumeSource{}}), `volume type "image" is not supported by tutti yet`},
-		"huge pages":   {source(v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: "HugePages"}}), `medium "HugePages"`},
-		"trust bundle": {source(v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{{ClusterTrustBundle: &v1.ClusterTrustBundleProjection{}}}}}), `projected source "clusterTrustBundle" is not supported`},
+		"huge pages":   {source(v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: "HugePages"}}), `medium "HugePages" of an emptyDir is not supported by tutti yet; leave it out, or use Memory`},
+		"trust bundle": {source(v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{{ClusterTrustBundle: &v1.ClusterTrustBundleProjection{}}}}}), `projected source "clusterTrustBundle" is not supported by tutti yet; leave it out`},
 		"config map":   {source(v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{LocalObjectReference: v1.LocalObjectReference{Name: "none"}}}), `MountVolume.SetUp failed for volume "v" : configmaps "none" not found`},
 		"claim":        {source(v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "none"}}), `persistentvolumeclaims "none" not found`},
 		"host path": {source(v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: file, Type: ptr.To(v1.HostPathDirectory)}}),
-			`hostPath type check failed: ` + file + ` is not a directory`},
-		"host path missing": {source(v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: file + "x", Type: ptr.To(v1.HostPathFile)}}), `hostPath type check failed: stat`},
+			`hostPath type check failed: ` + file + ` is not a directory; make it one, or change the type`},
+		"host path missing": {source(v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: file + "x", Type: ptr.To(v1.HostPathFile)}}), `hostPath type check failed: ` + file + `x does not exist; make it, or use DirectoryOrCreate`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			defer m.Remove(context.Background(), test.pod.UID)
@@ -316,6 +316,21 @@ func TestDirectories(t *testing.T) {
 	claim.Status.Phase = v1.ClaimBound
 	_, err = client.CoreV1().PersistentVolumeClaims("ns").UpdateStatus(t.Context(), claim, metav1.UpdateOptions{})
 	must(t, err)
+	block, nfs := pv.DeepCopy(), pv.DeepCopy()
+	block.Spec.VolumeMode = ptr.To(v1.PersistentVolumeBlock)
+	nfs.Spec.PersistentVolumeSource = v1.PersistentVolumeSource{NFS: &v1.NFSVolumeSource{}}
+	for want, wrong := range map[string]*v1.PersistentVolume{
+		`PersistentVolume "pv" is a block device, which tutti does not support yet; use volumeMode Filesystem`: block,
+		`PersistentVolume "pv": volume type "nfs" is not supported by tutti yet; use local or hostPath`:        nfs,
+	} {
+		_, err = client.CoreV1().PersistentVolumes().Update(t.Context(), wrong, metav1.UpdateOptions{})
+		must(t, err)
+		if err := m.Prepare(t.Context(), pod); err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("error %v, want %s", err, want)
+		}
+	}
+	_, err = client.CoreV1().PersistentVolumes().Update(t.Context(), pv, metav1.UpdateOptions{})
+	must(t, err)
 	must(t, m.Prepare(t.Context(), pod))
 
 	c := &v1.Container{Name: "c", VolumeMounts: []v1.VolumeMount{
@@ -325,6 +340,10 @@ func TestDirectories(t *testing.T) {
 		{Name: "pv", MountPath: "/data", SubPathExpr: "$(NAME)/db"},
 		{Name: "pv", MountPath: "/rows", SubPath: "rows"},
 	}}
+	devices := &v1.Container{Name: "c", VolumeDevices: []v1.VolumeDevice{{Name: "pv"}}}
+	if _, err := m.Mounts(pod, devices, 0, nil, nil); err == nil || err.Error() != `container "c" wants block device "pv", which tutti does not support yet; use volumeMounts` {
+		t.Errorf("error %v", err)
+	}
 	mounts, err := m.Mounts(pod, c, 2, []string{"NAME=shop"}, []string{"10.42.0.7"})
 	must(t, err)
 	by := map[string]runtime.Mount{}

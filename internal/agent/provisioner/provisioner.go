@@ -213,11 +213,11 @@ func (p *provisioner) chosen(claim *v1.PersistentVolumeClaim, class *storagev1.S
 func refuse(claim *v1.PersistentVolumeClaim) string {
 	switch {
 	case ptr.Deref(claim.Spec.VolumeMode, v1.PersistentVolumeFilesystem) == v1.PersistentVolumeBlock:
-		return "local volumes are directories: volumeMode Block is not supported by tutti yet"
+		return "local volumes are directories; use volumeMode Filesystem"
 	case claim.Spec.Selector != nil:
-		return "a claim with a selector cannot be provisioned"
+		return "a claim with a selector cannot be provisioned; leave the selector out, or make the PersistentVolume yourself"
 	case claim.Spec.DataSource != nil || claim.Spec.DataSourceRef != nil:
-		return "local volumes cannot be made from a data source by tutti yet"
+		return "local volumes cannot be made from a data source by tutti yet; leave it out, and copy the data in"
 	}
 	return ""
 }

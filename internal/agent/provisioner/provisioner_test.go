@@ -140,3 +140,16 @@ func TestProvisionAndDelete(t *testing.T) {
 		t.Errorf("volumes %q, want %q", got, want)
 	}
 }
+
+func TestRefuse(t *testing.T) {
+	for want, spec := range map[string]v1.PersistentVolumeClaimSpec{
+		"": {},
+		"local volumes are directories; use volumeMode Filesystem":                                                     {VolumeMode: ptr.To(v1.PersistentVolumeBlock)},
+		"a claim with a selector cannot be provisioned; leave the selector out, or make the PersistentVolume yourself": {Selector: &metav1.LabelSelector{}},
+		"local volumes cannot be made from a data source by tutti yet; leave it out, and copy the data in":             {DataSource: &v1.TypedLocalObjectReference{}},
+	} {
+		if got := refuse(&v1.PersistentVolumeClaim{Spec: spec}); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

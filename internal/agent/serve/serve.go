@@ -26,6 +26,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/kubernetes/pkg/kubelet/metrics/collectors"
 
+	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/runtime"
 )
 
@@ -48,7 +49,9 @@ type Config struct {
 	NodeName string
 	Pods     Pods
 	Runtime  runtime.Runtime
-	Dir      string // data directory; logs are below Dir/logs
+	// Flows are who talks to whom on this node, read anew at each call.
+	Flows func() ([]api.Flow, error)
+	Dir   string // data directory; logs are below Dir/logs
 	// Certificate returns the node's serving certificate as it is now.
 	Certificate func() (*tls.Certificate, error)
 	// ClientCA signs the certificates of clients, PEM.
@@ -109,6 +112,7 @@ func (s *Server) routes() http.Handler {
 		mux.Handle("GET "+path, metrics.HandlerFor(registry, metrics.HandlerOpts{ErrorHandling: metrics.ContinueOnError}))
 	}
 	mux.HandleFunc("GET /configz", s.configz)
+	mux.HandleFunc("GET "+api.PathFlows, s.flows)
 	return mux
 }
 
@@ -203,6 +207,16 @@ func (s *Server) configz(w http.ResponseWriter, _ *http.Request) {
 	// Durations that are not set would be written as if they were.
 	maps.DeleteFunc(set, func(_ string, v any) bool { return v == "0s" })
 	s.writeJSON(w, map[string]any{"kubeletconfig": set})
+}
+
+// flows answers with who talks to whom: what a kubelet has not.
+func (s *Server) flows(w http.ResponseWriter, _ *http.Request) {
+	all, err := s.cfg.Flows()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	s.writeJSON(w, all)
 }
 
 func (s *Server) writeJSON(w http.ResponseWriter, v any) {

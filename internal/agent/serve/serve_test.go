@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -47,6 +48,7 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
+	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/runtime"
 	"tutti.dev/tutti/internal/volume"
 )
@@ -180,7 +182,7 @@ type fixture struct {
 // reviewer is as much of an API server as authorization asks. It knows one
 // token, "reader's".
 func reviewer(t *testing.T) kubernetes.Interface {
-	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		switch r.URL.Path {
 		case "/apis/authorization.k8s.io/v1/subjectaccessreviews":
@@ -202,8 +204,8 @@ func reviewer(t *testing.T) kubernetes.Interface {
 			http.NotFound(w, r)
 		}
 	}))
-	t.Cleanup(api.Close)
-	return kubernetes.NewForConfigOrDie(&rest.Config{Host: api.URL})
+	t.Cleanup(server.Close)
+	return kubernetes.NewForConfigOrDie(&rest.Config{Host: server.URL})
 }
 
 // newFixture serves on a real port. "admin" may do everything, "reader" may
@@ -224,6 +226,7 @@ func newFixture(t *testing.T) *fixture {
 		NodeName: "n1", Pods: h, Runtime: h, Dir: dir, Client: client, ClientCA: ca.pem,
 		Configuration: kubeletconfig.KubeletConfiguration{Port: 10250, MaxPods: 7},
 		Certificate:   func() (*tls.Certificate, error) { return &cert, nil },
+		Flows:         func() ([]api.Flow, error) { return []api.Flow{testFlow}, nil },
 	})
 	must(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -254,6 +257,19 @@ func newFixture(t *testing.T) *fixture {
 	must(t, err)
 	f.http.Timeout = limit
 	return f
+}
+
+var testFlow = api.Flow{
+	Protocol: "tcp", From: netip.MustParseAddr("10.42.0.2"), Open: 3,
+	To: netip.MustParseAddrPort("10.43.0.9:80"), At: netip.MustParseAddrPort("10.42.0.3:8080"),
+}
+
+func TestFlows(t *testing.T) {
+	code, body := newFixture(t).get(api.PathFlows)
+	var all []api.Flow
+	if err := json.Unmarshal([]byte(body), &all); err != nil || code != http.StatusOK || !slices.Equal(all, []api.Flow{testFlow}) {
+		t.Errorf("%d %s: %v", code, body, err)
+	}
 }
 
 func (f *fixture) get(path string) (int, string) {
@@ -295,6 +311,7 @@ func TestAuthorization(t *testing.T) {
 		{"admin", "/healthz", http.StatusOK},
 		{"reader", "/metrics/cadvisor", http.StatusOK},
 		{"reader", "/configz", http.StatusForbidden},
+		{"reader", api.PathFlows, http.StatusForbidden},
 		{"admin", "/nothing", http.StatusNotFound},
 	} {
 		client, err := rest.HTTPClientFor(f.as(test.user))

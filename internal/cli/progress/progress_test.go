@@ -94,3 +94,25 @@ func TestCloseLeavesTheScreen(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 }
+
+func TestOnlyWhatDiffersIsWritten(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		old, new []string
+		want     string
+	}{
+		{"nothing", []string{"a", "b"}, []string{"a", "b"}, ""},
+		{"at first", nil, []string{"a", "b"}, "\x1b[H\x1b[J\x1b[1Ha\x1b[K\x1b[2Hb\x1b[K"},
+		{"one line", []string{"a", "b", "c"}, []string{"a", "x", "c"}, "\x1b[2Hx\x1b[K"},
+		{"one line more", []string{"a"}, []string{"a", "b"}, "\x1b[2Hb\x1b[K"},
+		{"one line less", []string{"a", "b"}, []string{"a"}, "\x1b[2H\x1b[J"},
+	} {
+		want := c.want
+		if want != "" {
+			want = "\x1b[?2026h" + want + "\x1b[?2026l"
+		}
+		if got := change(c.old, c.new); got != want {
+			t.Errorf("%s: got %q, want %q", c.name, got, want)
+		}
+	}
+}

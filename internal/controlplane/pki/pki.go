@@ -141,7 +141,7 @@ type authority struct {
 
 // damaged is the error for a file that cannot be used.
 func damaged(file string, why error, cure string) error {
-	return fmt.Errorf("%s is damaged (%v): %s", file, why, cure)
+	return fmt.Errorf("%s is damaged (%v); %s", file, why, cure)
 }
 
 const (
@@ -174,13 +174,13 @@ func ensureAuthority(p Pair, name string, now time.Time) (*authority, error) {
 			return nil, err
 		}
 	case key == nil:
-		return nil, fmt.Errorf("%s is missing but %s is there: %s", p.KeyFile, p.CertFile, restore)
+		return nil, fmt.Errorf("%s is missing but %s is there; %s", p.KeyFile, p.CertFile, restore)
 	case !matches(cert, key):
-		return nil, fmt.Errorf("%s and %s do not belong together: restore both from a backup", p.CertFile, p.KeyFile)
+		return nil, fmt.Errorf("%s and %s do not belong together; restore both from a backup", p.CertFile, p.KeyFile)
 	case !cert.IsCA:
 		return nil, damaged(p.CertFile, errors.New("not an authority's certificate"), restore)
 	case now.After(cert.NotAfter):
-		return nil, fmt.Errorf("%s has ended on %s: remove it to have it signed again with the same key",
+		return nil, fmt.Errorf("%s has ended on %s; remove it to have it signed again with the same key",
 			p.CertFile, cert.NotAfter.Format(time.DateOnly))
 	}
 	return &authority{cert: cert, key: key}, nil

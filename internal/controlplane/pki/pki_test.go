@@ -132,9 +132,9 @@ func TestDamage(t *testing.T) {
 		do   func(file string) error
 		cure string // "" when it heals by itself
 	}{
-		"authority's certificate":      {"ca.crt", truncate, "restore it from a backup"},
+		"authority's certificate":      {"ca.crt", truncate, "); restore it from a backup"},
 		"authority's key":              {"ca.key", garbage, "restore it from a backup"},
-		"authority's key lost":         {"ca.key", os.Remove, "restore it from a backup"},
+		"authority's key lost":         {"ca.key", os.Remove, "ca.crt is there; restore it from a backup"},
 		"authority's certificate lost": {"ca.crt", os.Remove, ""},
 		"certificate":                  {"apiserver.crt", truncate, "remove it"},
 		"key":                          {"kubelet.key", garbage, "remove it"},
@@ -167,6 +167,37 @@ func TestDamage(t *testing.T) {
 			}
 			if strings.Contains(err.Error(), "\n") {
 				t.Errorf("more than one line: %q", err)
+			}
+		})
+	}
+}
+
+// An authority is precious: what is wrong with it is told, never repaired.
+func TestAuthority(t *testing.T) {
+	now := time.Now()
+	for name, tt := range map[string]struct {
+		do   func(dir string) error
+		now  time.Time
+		want string // DIR is the directory
+	}{
+		"key lost": {func(dir string) error { return os.Remove(filepath.Join(dir, "ca.key")) }, now, "DIR/ca.key is missing but DIR/ca.crt is there; restore it from a backup"},
+		"another key": {func(dir string) error {
+			return os.Rename(filepath.Join(dir, "kubelet.key"), filepath.Join(dir, "ca.key"))
+		}, now, "DIR/ca.crt and DIR/ca.key do not belong together; restore both from a backup"},
+		"ended": {nil, now.AddDate(50, 0, 0), "DIR/ca.crt has ended on DATE; remove it to have it signed again with the same key"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := spec(t.TempDir())
+			ensure(t, s, now)
+			if tt.do != nil {
+				if err := tt.do(s.Dir); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, err := Ensure(s, tt.now)
+			ends := certOf(t, filepath.Join(s.Dir, "ca.crt")).NotAfter.Format(time.DateOnly)
+			if want := strings.NewReplacer("DIR", s.Dir, "DATE", ends).Replace(tt.want); err == nil || err.Error() != want {
+				t.Errorf("error %v, want %s", err, want)
 			}
 		})
 	}

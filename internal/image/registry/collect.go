@@ -9,13 +9,18 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/distribution/distribution/v3"
 	"github.com/distribution/distribution/v3/registry/storage"
-	"github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
+	"github.com/distribution/distribution/v3/registry/storage/driver"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Collect removes content that no manifest names and returns how many bytes
 // that has freed. With untagged, manifests go too that neither a tag nor
-// another manifest names. It waits until nobody has pushed for a while;
+// another manifest names, unless they refer to one that stays, as signatures
+// do. It waits until nobody has pushed for a while;
 // pushes that begin meanwhile wait for it. Pulls go on.
 func (r *Registry) Collect(ctx context.Context, untagged bool) (freed int64, err error) {
 	return r.collect(ctx, untagged, func() {})
@@ -35,15 +40,16 @@ func (r *Registry) collect(ctx context.Context, untagged bool, begun func()) (in
 	if err != nil {
 		return 0, fmt.Errorf("collect garbage of the registry: %w", err)
 	}
-	driver, err := filesystem.FromParameters(map[string]any{"rootdirectory": r.dir})
+	files, all, err := r.storage(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("collect garbage of the registry: %w", err)
 	}
-	all, err := storage.NewRegistry(ctx, driver, storage.EnableDelete)
-	if err != nil {
-		return 0, fmt.Errorf("collect garbage of the registry: %w", err)
+	if untagged {
+		if err := removeUntagged(ctx, files, all); err != nil {
+			return 0, fmt.Errorf("collect garbage of the registry: remove what has no tag: %w", err)
+		}
 	}
-	if err := storage.MarkAndSweep(ctx, driver, all, storage.GCOpts{RemoveUntagged: untagged, Quiet: true}); err != nil {
+	if err := storage.MarkAndSweep(ctx, files, all, storage.GCOpts{Quiet: true}); err != nil {
 		return 0, fmt.Errorf("collect garbage of the registry: %w", err)
 	}
 	after, err := r.size()
@@ -71,20 +77,72 @@ func (r *Registry) close(ctx context.Context) error {
 	}
 }
 
-// size is how many bytes all blobs have.
-func (r *Registry) size() (total int64, err error) {
-	err = filepath.WalkDir(filepath.Join(r.dir, "docker", "registry", "v2", "blobs"), func(_ string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
+// removeUntagged removes the manifests to which nothing leads: no tag, no
+// other manifest, and no subject that stays. MarkAndSweep's own way knows of
+// no subjects.
+func removeUntagged(ctx context.Context, files driver.StorageDriver, all distribution.Namespace) error {
+	repositories, ok := all.(distribution.RepositoryEnumerator)
+	if !ok {
+		return fmt.Errorf("%T cannot be enumerated", all)
+	}
+	vacuum := storage.NewVacuum(ctx, files)
+	return repositories.Enumerate(ctx, func(name string) error {
+		named, err := reference.WithName(name)
+		if err != nil {
 			return err
 		}
-		info, err := e.Info()
-		if err == nil {
-			total += info.Size()
+		var manifests []digest.Digest
+		leads := map[digest.Digest][]digest.Digest{} // to what of the repository a manifest leads
+		err = eachManifest(ctx, all, named, func(desc ocispec.Descriptor, says refers, m distribution.Manifest) {
+			manifests = append(manifests, desc.Digest)
+			for _, d := range m.References() {
+				leads[desc.Digest] = append(leads[desc.Digest], d.Digest)
+			}
+			if says.Subject != nil {
+				leads[says.Subject.Digest] = append(leads[says.Subject.Digest], desc.Digest)
+			}
+		})
+		if err != nil {
+			return err
 		}
-		return err
+		kept := map[digest.Digest]bool{}
+		var keep func(digest.Digest)
+		keep = func(d digest.Digest) {
+			if !kept[d] {
+				kept[d] = true
+				for _, next := range leads[d] {
+					keep(next)
+				}
+			}
+		}
+		repository, err := all.Repository(ctx, named)
+		if err != nil {
+			return err
+		}
+		tags, err := repository.Tags(ctx).All(ctx)
+		if err != nil && !errors.As(err, new(distribution.ErrRepositoryUnknown)) { // which is one without tags
+			return err
+		}
+		for _, tag := range tags {
+			desc, err := repository.Tags(ctx).Get(ctx, tag)
+			if err != nil {
+				return err
+			}
+			keep(desc.Digest)
+		}
+		for _, d := range manifests {
+			if kept[d] {
+				continue
+			}
+			if err := vacuum.RemoveManifest(name, d, tags); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	return total, err
+}
+
+// size is how many bytes all blobs have.
+func (r *Registry) size() (int64, error) {
+	return size(filepath.Join(r.dir, "docker", "registry", "v2", "blobs"))
 }

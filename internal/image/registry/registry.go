@@ -4,7 +4,8 @@
 // to say; this package knows repositories only.
 //
 // A repository is called NAMESPACE/NAME. The first part decides who may use
-// it, so there are none without.
+// it, so there are none without. HOST/NAME is a repository of another
+// registry, which is mirrored.
 package registry
 
 import (
@@ -50,7 +51,8 @@ type Access interface {
 	// credentials could not be judged; the request is refused.
 	Authenticate(r *http.Request) (User, error)
 	// Allowed is asked for each repository that a request touches. namespace
-	// and name are empty for the catalog.
+	// and name are empty for the catalog. Without a namespace, name is that of
+	// a registry which is mirrored.
 	Allowed(ctx context.Context, user User, verb Verb, namespace, name string) (bool, error)
 }
 
@@ -58,6 +60,11 @@ type Access interface {
 type Options struct {
 	Dir    string // holds everything; made at the first push
 	Access Access
+	// Mirrors are other registries whose images are fetched when somebody
+	// asks for them, and kept for a week: the URL of each by the name that
+	// images have for it, such as docker.io. They are asked without
+	// credentials.
+	Mirrors map[string]string
 	// Quiet is how long nobody must have pushed before garbage is collected:
 	// what a push has sent is garbage until its last request names it. Zero is
 	// a minute.
@@ -74,6 +81,8 @@ type Registry struct {
 	log    *slog.Logger
 	router *mux.Router
 	app    func() (http.Handler, error)
+
+	mirrors map[string]*mirror // by host
 
 	ctx        context.Context
 	stop       context.CancelFunc
@@ -98,39 +107,51 @@ func New(o Options) *Registry {
 	}
 	r := &Registry{dir: o.Dir, access: o.Access, quiet: o.Quiet, log: o.Log, router: v2.Router(), changed: time.Now()}
 	r.ctx, r.stop = context.WithCancel(context.Background())
-	r.app = sync.OnceValues(r.open)
+	takeLog.Do(func() {
+		logrus.SetOutput(io.Discard)
+		logrus.AddHook(forward{r.log})
+	})
+	r.app = sync.OnceValues(func() (http.Handler, error) { return newApp(r.ctx, r.dir, configuration.Proxy{}) })
+	r.mirrors = map[string]*mirror{}
+	for host, url := range o.Mirrors {
+		r.mirrors[host] = &mirror{host: host, url: url, dir: filepath.Join(o.Dir, "mirrors", host), log: o.Log}
+	}
 	return r
 }
 
 // Close ends what goes on in the background; no request may be under way.
 func (r *Registry) Close() {
+	for _, m := range r.mirrors {
+		if err := m.close(); err != nil {
+			r.log.Warn("a mirror did not close", "mirror", m.host, "err", err)
+		}
+	}
 	r.stop()
 	r.background.Wait()
 }
 
-// open sets up distribution's handlers.
-func (r *Registry) open() (_ http.Handler, err error) {
-	takeLog.Do(func() {
-		logrus.SetOutput(io.Discard)
-		logrus.AddHook(forward{r.log})
-	})
+// newApp sets up distribution's handlers on a directory, with proxy's URL as
+// those of a mirror.
+func newApp(ctx context.Context, dir string, proxy configuration.Proxy) (_ *handlers.App, err error) {
 	// Signs the state of uploads: one that a restart cuts off begins anew.
 	secret := make([]byte, 32)
 	if _, err := rand.Read(secret); err != nil {
 		return nil, fmt.Errorf("draw a key: %w", err)
 	}
-	config := &configuration.Configuration{Storage: configuration.Storage{
-		"filesystem": {"rootdirectory": r.dir},
+	config := &configuration.Configuration{Proxy: proxy, Storage: configuration.Storage{
+		"filesystem": {"rootdirectory": dir},
 		"delete":     {"enabled": true},
 	}}
 	config.Catalog.MaxEntries, config.Tags.MaxTags = 1000, 1000 // in one answer
 	config.HTTP.Secret = hex.EncodeToString(secret)
+	ctx, cancel := context.WithCancel(ctx)
 	defer func() { // NewApp has no other way to say it
 		if p := recover(); p != nil {
-			err = fmt.Errorf("open the registry in %s: %v", r.dir, p)
+			cancel()
+			err = fmt.Errorf("open the registry in %s: %v", dir, p)
 		}
 	}()
-	return handlers.NewApp(r.ctx, config), nil
+	return handlers.NewApp(ctx, config), nil
 }
 
 // ServeHTTP implements http.Handler.
@@ -145,12 +166,20 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		refuse(w, errcode.ErrorCodeUnauthorized.WithMessage("log in with any user name and a token of the cluster as password"))
 		return
 	}
+	if m := referrersPath.FindStringSubmatch(req.URL.Path); m != nil {
+		r.serveReferrers(w, req, user, m[1], m[2])
+		return
+	}
 	var match mux.RouteMatch
 	if !r.router.Match(req, &match) || match.Route == nil {
 		http.NotFound(w, req)
 		return
 	}
 	route := match.Route.GetName()
+	if host, path, ok := mirrored(req, match.Vars["name"]); ok && route != v2.RouteNameBase {
+		r.serveMirror(w, req, user, host, path)
+		return
+	}
 	if !r.authorized(w, req, user, route, match.Vars["name"]) {
 		return
 	}
@@ -168,6 +197,9 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if changes || req.Method == http.MethodHead && route == v2.RouteNameBlob { // "need I send this?"
 		r.touch()
 		defer r.touch()
+	}
+	if req.Method == http.MethodPut && route == v2.RouteNameManifest {
+		tellSubject(w, req)
 	}
 	app.ServeHTTP(w, req)
 	if req.Method == http.MethodDelete && route != v2.RouteNameBlobUploadChunk {
@@ -222,6 +254,8 @@ func (r *Registry) allowed(w http.ResponseWriter, req *http.Request, user User, 
 		return false
 	case !ok && verb == List:
 		refuse(w, errcode.ErrorCodeDenied.WithMessage(fmt.Sprintf("%s may not list all repositories", user.GetName())))
+	case !ok && namespace == "":
+		refuse(w, errcode.ErrorCodeDenied.WithMessage(fmt.Sprintf("%s may not use the mirror of %s", user.GetName(), name)))
 	case !ok:
 		refuse(w, errcode.ErrorCodeDenied.WithMessage(fmt.Sprintf("%s may not %s repositories in namespace %s", user.GetName(), verb, namespace)))
 	}

@@ -26,7 +26,7 @@ type name string
 
 func (n name) GetName() string { return string(n) }
 
-// roles lets a user in whose password is their name, and do what the table
+// roles lets a user in whose password or token is their name, and do what the table
 // says: "user verb namespace".
 type roles struct {
 	rules map[string]bool
@@ -34,6 +34,9 @@ type roles struct {
 }
 
 func (a *roles) Authenticate(r *http.Request) (registry.User, error) {
+	if token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
+		return name(token), nil
+	}
 	user, password, ok := r.BasicAuth()
 	if !ok || user != password {
 		return nil, nil
@@ -260,6 +263,19 @@ func open(t *testing.T) *image.Local {
 	return l
 }
 
+// rootfs is an archive of one file.
+func rootfs(t *testing.T) io.Reader {
+	t.Helper()
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	if err := w.WriteHeader(&tar.Header{Name: "hello", Mode: 0o644, Size: 5}); err != nil {
+		t.Fatal(err)
+	}
+	w.Write([]byte("world"))
+	w.Close()
+	return &archive
+}
+
 // One store pushes, another pulls, as nodes do.
 func TestStores(t *testing.T) {
 	s := serve(t, can("ed get a", "ed update a", "no get b"), time.Hour)
@@ -269,14 +285,7 @@ func TestStores(t *testing.T) {
 	from, to := open(t), open(t)
 	from.UseBuiltin(builtin)
 
-	var rootfs bytes.Buffer
-	w := tar.NewWriter(&rootfs)
-	if err := w.WriteHeader(&tar.Header{Name: "hello", Mode: 0o644, Size: 5}); err != nil {
-		t.Fatal(err)
-	}
-	w.Write([]byte("world"))
-	w.Close()
-	made, err := from.Import(t.Context(), "web:1", &rootfs, image.Config{Entrypoint: []string{"/hello"}})
+	made, err := from.Import(t.Context(), "web:1", rootfs(t), image.Config{Entrypoint: []string{"/hello"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,12 +18,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -210,6 +212,9 @@ func (s *Server) Info(context.Context, *protocol.InfoRequest) (*protocol.InfoRes
 func (s *Server) Start(_ context.Context, req *protocol.StartRequest) (*protocol.Workload, error) {
 	if req.Id == "" || req.Envelope == nil {
 		return nil, status.Error(codes.InvalidArgument, "a workload needs an id and an envelope")
+	}
+	if !fs.ValidPath(req.Id) || req.Id == "." || strings.ContainsAny(req.Id, "/\x00") {
+		return nil, status.Errorf(codes.InvalidArgument, "id %q is no name of a directory", req.Id)
 	}
 	s.mu.Lock()
 	if s.closing {

@@ -163,11 +163,16 @@ func (m *Machine) RunInput(timeout time.Duration, input, name string, args ...st
 	return Finish(m.Command(ctx, name, args...), input)
 }
 
+// CommandOutside is Command for the world outside the machine.
+func (m *Machine) CommandOutside(ctx context.Context, name string, args ...string) *exec.Cmd {
+	return m.command(ctx, m.outside, name, args...)
+}
+
 // RunOutside runs a program in the world outside the machine.
 func (m *Machine) RunOutside(timeout time.Duration, name string, args ...string) Result {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	return Finish(m.command(ctx, m.outside, name, args...), "")
+	return Finish(m.CommandOutside(ctx, name, args...), "")
 }
 
 // Finish runs a prepared command to its end.
