@@ -77,7 +77,7 @@ up: deps build images
 	@echo starting this machine
 	@bin/tutti up >/dev/null
 	@bin/tutti image load $(SHOP)/*.tar >/dev/null
-	@bin/tutti up examples/shop
+	@env -u KUBECONFIG bin/tutti up examples/shop
 
 # What CI runs. Everything but the end-to-end tests may come from Go's cache of results.
 .PHONY: vet test test-unit test-e2e test-long

@@ -130,6 +130,9 @@ func (m *machine) Start(_ context.Context, w runtime.Workload) (runtime.Status, 
 		return runtime.Status{}, errors.New("pod is not open")
 	}
 	m.note("start %s %d", w.Name, w.Attempt)
+	if w.JoinPID != nil {
+		m.note("%s sees %s %d", w.Name, w.JoinPID.Name, w.JoinPID.Attempt)
+	}
 	s := runtime.Status{ID: w.ID, State: runtime.Running, StartedAt: time.Now(), Labels: w.Labels, StopSignal: w.StopSignal, Log: w.Log}
 	m.set(s)
 	return s, nil
@@ -531,6 +534,28 @@ func TestProgramThatCannotStart(t *testing.T) {
 	if c := b.pod().Status.ContainerStatuses[0]; c.State.Terminated == nil || c.State.Terminated.Reason != "StartError" || c.State.Terminated.ExitCode != 128 {
 		t.Errorf("container status: %+v", c)
 	}
+}
+
+func TestEphemeralContainerSeesItsTarget(t *testing.T) {
+	b := newBench(t)
+	b.create(func(p *v1.Pod) {
+		p.Spec.Containers = append(p.Spec.Containers, container("never"))
+		p.Spec.Containers[1].Image = "none"
+		for name, target := range map[string]string{"debugger": "main", "waiting": "never"} {
+			p.Spec.EphemeralContainers = append(p.Spec.EphemeralContainers, v1.EphemeralContainer{
+				EphemeralContainerCommon: v1.EphemeralContainerCommon(container(name)), TargetContainerName: target,
+			})
+		}
+	})
+	b.until("the debugger sees its target", func() bool { return slices.Contains(b.m.notes(), "debugger sees main 0") })
+	b.until("the other waits for its own", func() bool {
+		for _, c := range b.pod().Status.EphemeralContainerStatuses {
+			if w := c.State.Waiting; c.Name == "waiting" && w != nil {
+				return w.Reason == pod.ReasonConfig && w.Message == `target container "never" does not run`
+			}
+		}
+		return false
+	})
 }
 
 func TestMissingImage(t *testing.T) {

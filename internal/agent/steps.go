@@ -212,9 +212,13 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	if err != nil {
 		return pod.ReasonConfig, err
 	}
+	target, err := x.target(p, c.Name)
+	if err != nil {
+		return pod.ReasonConfig, err
+	}
 	w, err := translate.Workload(translate.Input{
 		Pod: p, Container: c, Attempt: id.Attempt, Image: img.Image, ImageID: imageID(img.Image), Layers: img.layers,
-		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts,
+		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, JoinPID: target,
 	}, x.a.machine)
 	if err != nil {
 		return pod.ReasonConfig, err
@@ -233,6 +237,22 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 		return pod.ReasonStart, err
 	}
 	return pod.ReasonRun, err
+}
+
+// target is the run whose processes the container asks to see, nil if it asks
+// for none.
+func (x *actor) target(p *v1.Pod, container string) (*runtime.ID, error) {
+	i := slices.IndexFunc(p.Spec.EphemeralContainers, func(e v1.EphemeralContainer) bool { return e.Name == container })
+	if i < 0 || p.Spec.EphemeralContainers[i].TargetContainerName == "" {
+		return nil, nil
+	}
+	name := p.Spec.EphemeralContainers[i].TargetContainerName
+	for _, r := range x.runs() {
+		if r.Name == name && r.State == runtime.Running {
+			return &r.ID, nil
+		}
+	}
+	return nil, fmt.Errorf("target container %q does not run", name)
 }
 
 // program says what a container runs, and the variables that the pod gives to

@@ -137,6 +137,12 @@ type Workload struct {
 	Resources   Resources
 	OOMScoreAdj *int
 
+	// JoinPID names a running workload of the same pod whose PID namespace
+	// this one joins instead of having its own: ErrNotRunning or ErrNotFound
+	// if it does not run. It means nothing in a pod with HostPID or SharePID,
+	// where it sees those processes anyway.
+	JoinPID *ID `json:",omitempty"`
+
 	// Log is the file that receives stdout and stderr in the CRI log format;
 	// its directory exists.
 	Log string

@@ -108,6 +108,8 @@ type Input struct {
 	Layers    []string
 	Args, Env []string
 	Mounts    []runtime.Mount
+	// JoinPID is the run whose processes an ephemeral container asks to see.
+	JoinPID *runtime.ID
 }
 
 // Workload translates one run of a container. The text of an error is meant
@@ -150,6 +152,7 @@ func Workload(in Input, m Machine) (runtime.Workload, error) {
 		Mounts:          in.Mounts,
 		Resources:       ContainerResources(p, c),
 		OOMScoreAdj:     &oom,
+		JoinPID:         in.JoinPID,
 		Log:             Log(m.DataDir, p.Namespace, p.Name, string(p.UID), c.Name, in.Attempt),
 		TTY:             c.TTY,
 		Stdin:           c.Stdin,

@@ -229,6 +229,30 @@ func (r *Runtime) close(ctx context.Context, podID string) error {
 	return removeGround(r.podDir(podID))
 }
 
+// pidNamespace opens the PID namespace of a running workload of the pod.
+func (r *Runtime) pidNamespace(ctx context.Context, pod runtime.Pod, of runtime.ID) (*os.File, error) {
+	if of.Pod != pod.ID {
+		return nil, fmt.Errorf("%w: it belongs to another pod", runtime.ErrInvalid)
+	}
+	w, err := r.Keeper.Get(ctx, of.String())
+	if err != nil {
+		return nil, err
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", w.Pid))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", runtime.ErrNotRunning, err)
+	}
+	// If it still runs, the number was nobody else's when we opened that.
+	if w, err = r.Keeper.Get(ctx, of.String()); err == nil && !w.Running {
+		err = runtime.ErrNotRunning
+	}
+	if err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return ns, nil
+}
+
 // The first process of a shared PID namespace is a workload that this package
 // does not show. Container names are not empty, so its name cannot be taken.
 func pauseID(pod string) string { return runtime.ID{Pod: pod}.String() }
