@@ -1,0 +1,237 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// recipe says what an image of the suite is made of. Where upstream's is
+// Alpine with some packages, ours is Debian with the same programs.
+type recipe struct {
+	packages []string          // of Debian; what they need comes along
+	programs map[string]string // path in the image → program built from upstream's module
+	sources  map[string]string // path in the image → file of upstream's test/images
+	texts    map[string]string // path in the image → content
+	links    map[string]string // path in the image → target
+	setuid   bool              // the programs are set-user-id and set-group-id
+	args     []string          // of tutti image import
+}
+
+// tools is a root file system with what cases run in it, by whatever libc.
+var tools = []string{"busybox", "bash", "curl", "bind9-dnsutils", "netcat-openbsd", "iproute2", "iputils-ping", "iperf"}
+
+// recipes are the images that can be made, by their names without registry
+// and tag: https://github.com/kubernetes/kubernetes/tree/v1.36.3/test/images.
+var recipes = map[string]recipe{
+	"agnhost": {
+		packages: tools,
+		programs: map[string]string{"/agnhost": "agnhost"},
+		sources:  map[string]string{"/localhost.crt": "agnhost/porter/localhost.crt", "/localhost.key": "agnhost/porter/localhost.key"},
+		links:    map[string]string{"/agnhost-2": "agnhost"},
+		texts: map[string]string{
+			"/etc/passwd":        passwd + "user-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n",
+			"/etc/group":         group + "user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n",
+			"/uploads/.keep":     "",
+			"/etc/nsswitch.conf": "hosts: files dns\n",
+		},
+		args: []string{"--entrypoint=/agnhost", "--cmd=pause"},
+	},
+	"busybox":           {packages: []string{"busybox"}, args: []string{"--cmd=sh"}},
+	"etcd":              {programs: map[string]string{"/usr/local/bin/etcd": "server"}},
+	"glibc-dns-testing": {packages: tools, args: []string{"--cmd=bash"}},
+	"ipc-utils":         {packages: []string{"busybox", "util-linux"}, args: []string{"--cmd=sh"}},
+	"kitten":            animal("kitten"),
+	"nautilus":          animal("nautilus"),
+	"nginx": {
+		packages: []string{"nginx", "busybox"},
+		links:    map[string]string{"/etc/nginx/sites-enabled/default": "/etc/nginx/sites-available/default"},
+		args:     []string{"--entrypoint=nginx", "--cmd=-g", "--cmd=daemon off;"},
+	},
+	"nonewprivs": {
+		packages: []string{"busybox"}, programs: map[string]string{"/usr/local/bin/nnp": "nonewprivs"}, setuid: true,
+		args: []string{"--cmd=nnp"},
+	},
+	"nonroot":          {packages: []string{"busybox"}, args: []string{"--cmd=sh", "--user=1234"}},
+	"pause":            {programs: map[string]string{"/pause": "pause"}, args: []string{"--entrypoint=/pause"}},
+	"sample-apiserver": {programs: map[string]string{"/sample-apiserver": "sample-apiserver"}, args: []string{"--entrypoint=/sample-apiserver"}},
+}
+
+const (
+	passwd = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"
+	group  = "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n"
+	// A case reads this to know that it looks at an image and not at the node.
+	release = "PRETTY_NAME=\"Debian in the place of Alpine Linux\"\nID=debian\n"
+)
+
+// animal is one of the two images that the guest book rolls between.
+func animal(name string) recipe {
+	return recipe{
+		packages: []string{"busybox"},
+		programs: map[string]string{"/agnhost": "agnhost"},
+		sources:  map[string]string{"/data.json": name + "/html/data.json", "/" + name + ".jpg": name + "/html/" + name + ".jpg"},
+		args:     []string{"--entrypoint=/agnhost", "--cmd=test-webserver"},
+	}
+}
+
+// testImage is an image by the name that the suite calls it.
+type testImage struct {
+	name    string
+	archive string
+	args    []string
+}
+
+// makeImages makes those images of the suite for which there is a recipe, as
+// archives that are kept, and says for which there is none.
+func (j *judge) makeImages(ctx context.Context) (all []testImage, without []string, err error) {
+	names, err := exec.CommandContext(ctx, j.program("e2e.test"), "--list-images").Output()
+	if err != nil {
+		return nil, nil, fmt.Errorf("list the suite's images: %w", err)
+	}
+	for _, name := range slices.Sorted(slices.Values(strings.Fields(string(names)))) {
+		base, _, _ := strings.Cut(name[strings.LastIndex(name, "/")+1:], ":")
+		r, ok := recipes[base]
+		// What is in a registry that wants a password, or in none, has to stay there.
+		if !ok || !strings.HasPrefix(name, "registry.k8s.io/") {
+			without = append(without, name)
+			continue
+		}
+		archive := filepath.Join(j.dir, "images", base+".tar")
+		if err := j.makeImage(ctx, base, r, archive); err != nil {
+			return nil, nil, fmt.Errorf("make image %s: %w", base, err)
+		}
+		all = append(all, testImage{name, archive, r.args})
+	}
+	return all, without, nil
+}
+
+func (j *judge) makeImage(ctx context.Context, base string, r recipe, archive string) error {
+	made, err := os.Stat(archive)
+	stale := err != nil
+	for _, p := range r.programs {
+		info, err := os.Stat(j.program(p))
+		if err != nil {
+			return err
+		}
+		stale = stale || info.ModTime().After(made.ModTime())
+	}
+	if !stale {
+		return nil
+	}
+	fmt.Println("making image", base)
+	if err := os.MkdirAll(filepath.Dir(archive), 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(archive), ".image-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	defer tmp.Close()
+	l, err := newLayer(tmp)
+	if err != nil {
+		return err
+	}
+	if err := j.fill(ctx, l, base, r); err != nil {
+		return err
+	}
+	if err := l.t.Close(); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), archive)
+}
+
+// fill writes the recipe's own files first: they win over those of packages.
+func (j *judge) fill(ctx context.Context, l *layer, base string, r recipe) error {
+	texts := map[string]string{"/etc/passwd": passwd, "/etc/group": group, "/etc/os-release": release}
+	maps.Copy(texts, r.texts)
+	for _, name := range slices.Sorted(maps.Keys(texts)) {
+		if err := l.text(name, texts[name]); err != nil {
+			return err
+		}
+	}
+	mode := int64(0o755)
+	if r.setuid {
+		mode |= 0o6000
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.programs)) {
+		if err := l.file(name, j.program(r.programs[name]), mode); err != nil {
+			return err
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.sources)) {
+		if err := l.file(name, filepath.Join(j.upstream, "test/images", r.sources[name]), 0o644); err != nil {
+			return err
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.links)) {
+		if err := l.link(name, r.links[name]); err != nil {
+			return err
+		}
+	}
+	if len(r.packages) == 0 {
+		return nil
+	}
+	debs, err := j.download(ctx, base, r.packages)
+	if err != nil {
+		return err
+	}
+	for _, deb := range debs {
+		if err := l.deb(deb); err != nil {
+			return err
+		}
+	}
+	return applets(ctx, l)
+}
+
+// applets gives busybox the names of what no package brought.
+func applets(ctx context.Context, l *layer) error {
+	list, err := exec.CommandContext(ctx, "busybox", "--list").Output()
+	if err != nil {
+		return fmt.Errorf("list busybox's applets (make deps installs it): %w", err)
+	}
+	for _, tool := range strings.Fields(string(list)) {
+		if l.seen["usr/bin/"+tool] || l.seen["usr/sbin/"+tool] {
+			continue
+		}
+		if err := l.link("usr/bin/"+tool, "busybox"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// download fetches Debian packages and everything that they depend on, as if
+// nothing were installed. The machine's own packages stay as they are.
+func (j *judge) download(ctx context.Context, base string, packages []string) ([]string, error) {
+	dir := filepath.Join(j.dir, "debs", base)
+	if err := os.MkdirAll(filepath.Join(dir, "partial"), 0o755); err != nil {
+		return nil, err
+	}
+	status := filepath.Join(dir, "status")
+	if err := os.WriteFile(status, nil, 0o644); err != nil {
+		return nil, err
+	}
+	// As root, apt hands downloading to a user who may not write here.
+	args := append([]string{"-qq", "-y", "-o", "APT::Sandbox::User=root", "-o", "Debug::NoLocking=1", "-o", "Dir::State::status=" + status,
+		"-o", "Dir::Cache::archives=" + dir, "--no-install-recommends", "--download-only", "install"}, packages...)
+	get := func(args ...string) error {
+		if out, err := exec.CommandContext(ctx, "apt-get", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("download Debian packages: %s: %w", out, err)
+		}
+		return nil
+	}
+	if get(args...) != nil {
+		// The package lists may be missing or name versions that are gone.
+		if err := errors.Join(get("-qq", "update"), get(args...)); err != nil {
+			return nil, err
+		}
+	}
+	return filepath.Glob(filepath.Join(dir, "*.deb"))
+}
