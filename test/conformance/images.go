@@ -34,7 +34,7 @@ var recipes = map[string]recipe{
 		packages: tools,
 		programs: map[string]string{"/agnhost": "agnhost"},
 		sources:  map[string]string{"/localhost.crt": "agnhost/porter/localhost.crt", "/localhost.key": "agnhost/porter/localhost.key"},
-		links:    map[string]string{"/agnhost-2": "agnhost"},
+		links:    map[string]string{"/agnhost-2": "agnhost", "/usr/bin/nc": "nc.openbsd"},
 		texts: map[string]string{
 			"/etc/passwd":        passwd + "user-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n",
 			"/etc/group":         group + "user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n",
@@ -43,8 +43,10 @@ var recipes = map[string]recipe{
 		},
 		args: []string{"--entrypoint=/agnhost", "--cmd=pause"},
 	},
-	"busybox":           {packages: []string{"busybox"}, args: []string{"--cmd=sh"}},
-	"etcd":              {programs: map[string]string{"/usr/local/bin/etcd": "server"}},
+	// Its shell hands on variables whose names it could not set, as that of
+	// Debian's busybox does not.
+	"busybox":           {packages: []string{"busybox", "bash"}, links: map[string]string{"/usr/bin/sh": "bash"}, args: []string{"--cmd=sh"}},
+	"etcd":              {programs: map[string]string{"/usr/local/bin/etcd": "etcd"}},
 	"glibc-dns-testing": {packages: tools, args: []string{"--cmd=bash"}},
 	"ipc-utils":         {packages: []string{"busybox", "util-linux"}, args: []string{"--cmd=sh"}},
 	"kitten":            animal("kitten"),

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -77,6 +79,9 @@ func (j *judge) run(ctx context.Context, focus, skip, shard string, again bool, 
 		return err
 	}
 	defer j.results.close()
+	for _, c := range severalMachines {
+		j.results.last[c] = result{Case: c, State: skipped, Message: "needs several machines"}
+	}
 	if page != "" {
 		return writePage(page, cases, j.results)
 	}
@@ -84,6 +89,7 @@ func (j *judge) run(ctx context.Context, focus, skip, shard string, again bool, 
 	if !again {
 		open = j.results.notPassed(cases)
 	}
+	open = slices.DeleteFunc(slices.Clone(open), func(c string) bool { return slices.Contains(severalMachines, c) })
 	if len(open) > 0 {
 		if err := j.judge(ctx, open); err != nil {
 			return err
@@ -124,26 +130,21 @@ func (j *judge) judge(ctx context.Context, cases []string) (err error) {
 		}
 	}
 	fmt.Printf("running %d cases, %d at once; not there are %d images\nlogs: %s\n", len(cases), j.procs, len(without), logs)
-	url, finish, err := j.results.listen(m)
-	if err != nil {
-		return err
-	}
-	defer finish()
-	if err := j.suite(ctx, m, cases, logs, url); err != nil {
+	if err := j.suite(ctx, m, cases, logs); err != nil {
 		return err
 	}
 	return j.results.readJUnit(filepath.Join(logs, "junit_01.xml"))
 }
 
 // suite runs ginkgo to its end. That cases fail is no error here.
-func (j *judge) suite(ctx context.Context, m *machine.Machine, cases []string, logs, url string) error {
+func (j *judge) suite(ctx context.Context, m *machine.Machine, cases []string, logs string) error {
 	args := []string{"--procs=" + strconv.Itoa(j.procs), "--timeout=" + j.limit.String(), "--no-color", "-v"}
 	for _, c := range cases {
 		args = append(args, "--focus= "+regexp.QuoteMeta(c)+"$")
 	}
 	args = append(args, j.program("e2e.test"), "--",
 		"--kubeconfig="+filepath.Join(m.Dir, "admin.kubeconfig"), "--kubectl-path="+j.kubectl, "--provider=local", "--num-nodes=1",
-		"--report-dir="+logs, "--progress-report-url="+url, "--dump-logs-on-failure=false", "--disable-log-dump")
+		"--report-dir="+logs, "--dump-logs-on-failure=false", "--disable-log-dump")
 	log, err := os.Create(filepath.Join(logs, "e2e.log"))
 	if err != nil {
 		return err
@@ -152,7 +153,8 @@ func (j *judge) suite(ctx context.Context, m *machine.Machine, cases []string, l
 	ctx, cancel := context.WithTimeout(ctx, j.limit+2*time.Minute)
 	defer cancel()
 	cmd := m.Command(ctx, j.program("ginkgo"), args...)
-	cmd.Stdout, cmd.Stderr = log, log
+	out := io.MultiWriter(log, &progress{results: j.results, cases: cases, begun: time.Now()})
+	cmd.Stdout, cmd.Stderr = out, out
 	// ginkgo has go look up its own version, which would wait for a network.
 	cmd.Env = append(cmd.Env, "GOPROXY=off")
 	err = cmd.Run()

@@ -1,11 +1,16 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
+	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -65,4 +70,72 @@ func table(w io.Writer, cases []string, r *results) {
 	}
 }
 
-func writePage(file string, cases []string, r *results) error { return nil }
+// severalMachines are the cases that one machine can never pass.
+var severalMachines = []string{
+	"[sig-architecture] Conformance Tests should have at least two untainted nodes [Conformance]",
+}
+
+// writePage writes what all runs so far have said. Why a case fails, people
+// write into the page below its name: what is there is kept.
+func writePage(file string, cases []string, r *results) error {
+	old, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	causes := causesIn(string(old))
+	var b strings.Builder
+	byArea, all := tallies(cases, r)
+	fmt.Fprintf(&b, pageHead, all.passed+all.failed+all.notRun, all.passed, all.failed, all.notRun)
+	b.WriteString("| area | passed | failed | not run |\n|---|---|---|---|\n")
+	for _, a := range slices.Sorted(maps.Keys(byArea)) {
+		n := byArea[a]
+		fmt.Fprintf(&b, "| %s | %d | %d | %d |\n", a, n.passed, n.failed, n.notRun)
+	}
+	list := func(title string, of func(state string) bool) {
+		fmt.Fprintf(&b, "\n## %s\n", title)
+		none := true
+		for _, c := range cases {
+			last := r.last[c]
+			if !of(last.State) {
+				continue
+			}
+			none = false
+			cause := causes[c]
+			if cause == "" {
+				cause, _, _ = strings.Cut(last.Message, "\n")
+			}
+			fmt.Fprintf(&b, "- `%s`  \n  %s\n", c, cmp.Or(cause, "no cause known"))
+		}
+		if none {
+			b.WriteString("None.\n")
+		}
+	}
+	list("Failed", func(state string) bool { return state == failed })
+	list("Not run", func(state string) bool { return state != failed && state != passed })
+	return os.WriteFile(file, []byte(b.String()), 0o644)
+}
+
+// causesIn finds in a page what stands below the name of each case.
+func causesIn(page string) map[string]string {
+	causes := map[string]string{}
+	name := ""
+	for line := range strings.Lines(page) {
+		line = strings.TrimSpace(line)
+		if rest, ok := strings.CutPrefix(line, "- `"); ok {
+			name = strings.TrimSuffix(rest, "`")
+		} else if name != "" {
+			causes[name], name = line, ""
+		}
+	}
+	return causes
+}
+
+const pageHead = `# Conformance
+
+How tutti does in the tests that judge any Kubernetes: upstream's unmodified ` + "`e2e.test`" + ` of v1.36.3 against ` + "`bin/tutti`" + ` on
+one throwaway machine. ` + "`make conformance`" + ` runs it, ` + "`make conformance-page`" + ` writes this page; what stands below the
+name of a case is written by people and kept.
+
+Of %d cases **%d passed, %d failed, %d were not run**.
+
+`

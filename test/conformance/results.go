@@ -2,19 +2,17 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
-
-	"tutti.dev/tutti/test/e2e/machine"
 )
 
 const (
@@ -92,32 +90,54 @@ func (r *results) count(cases []string, state string) (n int) {
 	return n
 }
 
-// listen takes the suite's own reports of progress, and shows them.
-func (r *results) listen(m *machine.Machine) (url string, finish func(), err error) {
-	l, err := m.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", nil, err
+// progress reads ginkgo's report as it is written, notes at once what has
+// ended, and shows it. It is a writer that never fails: the report matters
+// more. The line after "• [3.1 seconds]" or "• [FAILED] [3.1 seconds]" is the
+// case with its labels; where it failed, the word [It] is put in.
+type progress struct {
+	results *results
+	cases   []string
+	begun   time.Time
+	state   string
+	rest    []byte
+}
+
+func (p *progress) Write(data []byte) (int, error) {
+	p.rest = append(p.rest, data...)
+	for {
+		line, rest, whole := bytes.Cut(p.rest, []byte("\n"))
+		if !whole {
+			return len(data), nil
+		}
+		p.line(string(line))
+		p.rest = rest
 	}
-	begun := time.Now()
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		var report struct{ Msg string }
-		if err := json.NewDecoder(req.Body).Decode(&report); err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+}
+
+func (p *progress) line(line string) {
+	state := p.state
+	p.state = ""
+	switch {
+	case strings.HasPrefix(line, "• [FAILED]"):
+		p.state = failed
+	case strings.HasPrefix(line, "• ["):
+		p.state = passed
+	case state != "":
+		text := strings.Replace(line, "[It] ", "", 1)
+		found := ""
+		for _, c := range p.cases {
+			if strings.HasPrefix(text, c) && len(c) > len(found) {
+				found = c
+			}
+		}
+		if found == "" {
 			return
 		}
-		word, name, _ := strings.Cut(report.Msg, " ")
-		state := map[string]string{"PASSED": passed, "FAILED": failed}[word]
-		if state == "" || !strings.HasPrefix(name, "[") {
-			return
+		if err := p.results.add(result{Case: found, State: state, Time: time.Now().UTC()}); err != nil {
+			fmt.Fprintln(os.Stderr, "conformance: keep a result:", err)
 		}
-		if err := r.add(result{Case: name, State: state, Time: time.Now().UTC()}); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		fmt.Printf("%6s  %s %s\n", time.Since(begun).Truncate(time.Second), word, name)
-	})}
-	go server.Serve(l)
-	return "http://" + l.Addr().String(), func() { server.Close() }, nil
+		fmt.Printf("%6s  %s %s\n", time.Since(p.begun).Truncate(time.Second), state, found)
+	}
 }
 
 // readJUnit adds what progress reports leave out: how long a case took and
