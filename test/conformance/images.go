@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // recipe says what an image of the suite is made of. Where upstream's is
@@ -21,11 +23,12 @@ type recipe struct {
 	texts    map[string]string // path in the image → content
 	links    map[string]string // path in the image → target
 	setuid   bool              // the programs are set-user-id and set-group-id
-	args     []string          // of tutti image import
+	registry bool              // with the files of a registry that it can be
+	config   ocispec.ImageConfig
 }
 
 // tools is a root file system with what cases run in it, by whatever libc.
-var tools = []string{"busybox", "bash", "curl", "bind9-dnsutils", "netcat-openbsd", "iproute2", "iputils-ping", "iperf"}
+var tools = []string{"busybox", "libc-bin", "bash", "curl", "bind9-dnsutils", "netcat-openbsd", "iproute2", "iputils-ping", "iperf"}
 
 // recipes are the images that can be made, by their names without registry
 // and tag: https://github.com/kubernetes/kubernetes/tree/v1.36.3/test/images.
@@ -41,28 +44,29 @@ var recipes = map[string]recipe{
 			"/uploads/.keep":     "",
 			"/etc/nsswitch.conf": "hosts: files dns\n",
 		},
-		args: []string{"--entrypoint=/agnhost", "--cmd=pause"},
+		registry: true,
+		config:   run("/agnhost", "pause"),
 	},
 	// Its shell hands on variables whose names it could not set, as that of
 	// Debian's busybox does not.
-	"busybox":           {packages: []string{"busybox", "bash"}, links: map[string]string{"/usr/bin/sh": "bash"}, args: []string{"--cmd=sh"}},
+	"busybox":           {packages: []string{"busybox", "bash"}, links: map[string]string{"/usr/bin/sh": "bash"}, config: run("", "sh")},
 	"etcd":              {programs: map[string]string{"/usr/local/bin/etcd": "etcd"}},
-	"glibc-dns-testing": {packages: tools, args: []string{"--cmd=bash"}},
-	"ipc-utils":         {packages: []string{"busybox", "util-linux"}, args: []string{"--cmd=sh"}},
+	"glibc-dns-testing": {packages: tools, config: run("", "bash")},
+	"ipc-utils":         {packages: []string{"busybox", "util-linux"}, config: run("", "sh")},
 	"kitten":            animal("kitten"),
 	"nautilus":          animal("nautilus"),
 	"nginx": {
 		packages: []string{"nginx", "busybox"},
 		links:    map[string]string{"/etc/nginx/sites-enabled/default": "/etc/nginx/sites-available/default"},
-		args:     []string{"--entrypoint=nginx", "--cmd=-g", "--cmd=daemon off;"},
+		config:   run("nginx", "-g", "daemon off;"),
 	},
 	"nonewprivs": {
 		packages: []string{"busybox"}, programs: map[string]string{"/usr/local/bin/nnp": "nonewprivs"}, setuid: true,
-		args: []string{"--cmd=nnp"},
+		config: run("", "nnp"),
 	},
-	"nonroot":          {packages: []string{"busybox"}, args: []string{"--cmd=sh", "--user=1234"}},
-	"pause":            {programs: map[string]string{"/pause": "pause"}, args: []string{"--entrypoint=/pause"}},
-	"sample-apiserver": {programs: map[string]string{"/sample-apiserver": "sample-apiserver"}, args: []string{"--entrypoint=/sample-apiserver"}},
+	"nonroot":          {packages: []string{"busybox"}, config: ocispec.ImageConfig{Cmd: []string{"sh"}, User: "1234"}},
+	"pause":            {programs: map[string]string{"/pause": "pause"}, config: run("/pause")},
+	"sample-apiserver": {programs: map[string]string{"/sample-apiserver": "sample-apiserver"}, config: run("/sample-apiserver")},
 }
 
 const (
@@ -72,51 +76,62 @@ const (
 	release = "PRETTY_NAME=\"Debian in the place of Alpine Linux\"\nID=debian\n"
 )
 
+func run(entrypoint string, args ...string) ocispec.ImageConfig {
+	c := ocispec.ImageConfig{Cmd: args}
+	if entrypoint != "" {
+		c.Entrypoint = []string{entrypoint}
+	}
+	return c
+}
+
 // animal is one of the two images that the guest book rolls between.
 func animal(name string) recipe {
 	return recipe{
 		packages: []string{"busybox"},
 		programs: map[string]string{"/agnhost": "agnhost"},
 		sources:  map[string]string{"/data.json": name + "/html/data.json", "/" + name + ".jpg": name + "/html/" + name + ".jpg"},
-		args:     []string{"--entrypoint=/agnhost", "--cmd=test-webserver"},
+		config:   run("/agnhost", "test-webserver"),
 	}
 }
 
-// testImage is an image by the name that the suite calls it.
-type testImage struct {
-	name    string
-	archive string
-	args    []string
-}
-
-// makeImages makes those images of the suite for which there is a recipe, as
-// archives that are kept, and says for which there is none.
-func (j *judge) makeImages(ctx context.Context) (all []testImage, without []string, err error) {
+// makeImages makes those images of the suite for which there is a recipe,
+// and says for which there is none.
+func (j *judge) makeImages(ctx context.Context) (r registry, without []string, err error) {
 	names, err := exec.CommandContext(ctx, j.program("e2e.test"), "--list-images").Output()
 	if err != nil {
-		return nil, nil, fmt.Errorf("list the suite's images: %w", err)
+		return r, nil, fmt.Errorf("list the suite's images: %w", err)
 	}
-	for _, name := range slices.Sorted(slices.Values(strings.Fields(string(names)))) {
+	r = registry{filepath.Join(j.dir, "images"), map[string]string{}}
+	if err := os.MkdirAll(filepath.Join(r.dir, "blobs"), 0o755); err != nil {
+		return r, nil, err
+	}
+	// The registry that agnhost can be serves the image pause.
+	bases := []string{"pause"}
+	for _, name := range strings.Fields(string(names)) {
+		repository, ours := strings.CutPrefix(name, registryName+"/")
 		base, _, _ := strings.Cut(name[strings.LastIndex(name, "/")+1:], ":")
-		r, ok := recipes[base]
-		// What is in a registry that wants a password, or in none, has to stay there.
-		if !ok || !strings.HasPrefix(name, "registry.k8s.io/") {
+		if _, ok := recipes[base]; !ok || !ours {
 			without = append(without, name)
 			continue
 		}
-		archive := filepath.Join(j.dir, "images", base+".tar")
-		if err := j.makeImage(ctx, base, r, archive); err != nil {
-			return nil, nil, fmt.Errorf("make image %s: %w", base, err)
+		r.manifests[repository] = base
+		if !slices.Contains(bases, base) {
+			bases = append(bases, base)
 		}
-		all = append(all, testImage{name, archive, r.args})
 	}
-	return all, without, nil
+	for _, base := range bases {
+		if err := j.makeImage(ctx, r, base, recipes[base]); err != nil {
+			return r, nil, fmt.Errorf("make image %s: %w", base, err)
+		}
+	}
+	return r, without, nil
 }
 
-func (j *judge) makeImage(ctx context.Context, base string, r recipe, archive string) error {
-	made, err := os.Stat(archive)
+// makeImage makes an image again only when its programs have changed.
+func (j *judge) makeImage(ctx context.Context, r registry, base string, rec recipe) error {
+	made, err := os.Stat(r.manifest(base))
 	stale := err != nil
-	for _, p := range r.programs {
+	for _, p := range rec.programs {
 		info, err := os.Stat(j.program(p))
 		if err != nil {
 			return err
@@ -127,10 +142,7 @@ func (j *judge) makeImage(ctx context.Context, base string, r recipe, archive st
 		return nil
 	}
 	fmt.Println("making image", base)
-	if err := os.MkdirAll(filepath.Dir(archive), 0o755); err != nil {
-		return err
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(archive), ".image-*")
+	tmp, err := os.CreateTemp(r.dir, ".layer-*")
 	if err != nil {
 		return err
 	}
@@ -140,13 +152,18 @@ func (j *judge) makeImage(ctx context.Context, base string, r recipe, archive st
 	if err != nil {
 		return err
 	}
-	if err := j.fill(ctx, l, base, r); err != nil {
+	if err := j.fill(ctx, l, base, rec); err != nil {
 		return err
+	}
+	if rec.registry {
+		if err := r.copyInto(l, "pause"); err != nil {
+			return err
+		}
 	}
 	if err := l.t.Close(); err != nil {
 		return err
 	}
-	return os.Rename(tmp.Name(), archive)
+	return r.add(base, tmp, rec.config)
 }
 
 // fill writes the recipe's own files first: they win over those of packages.

@@ -27,7 +27,8 @@ func newLayer(w io.Writer) (*layer, error) {
 	for _, d := range merged {
 		errs = append(errs, l.directory("usr/"+d, 0o755), l.link(d, "usr/"+d))
 	}
-	errs = append(errs, l.directory("tmp", 0o1777), l.directory("var/tmp", 0o1777), l.directory("root", 0o700))
+	errs = append(errs, l.directory("tmp", 0o1777), l.directory("var/tmp", 0o1777), l.directory("root", 0o700),
+		l.directory("run", 0o755), l.link("var/run", "../run"))
 	return l, errors.Join(errs...)
 }
 

@@ -120,16 +120,16 @@ func (j *judge) judge(ctx context.Context, cases []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, saveLogs(m, logs), m.Close()) }()
+	shut, err := images.open(m)
+	if err != nil {
+		return err
+	}
+	defer shut()
 	// Cases run a registry of their own on port 5000 of the node.
 	if r := m.Tutti("up", "--registry-port=5001"); r.Err != nil {
 		return errors.New(r.String())
 	}
-	for _, i := range images {
-		if r := m.Tutti(append([]string{"image", "import", i.archive, i.name}, i.args...)...); r.Err != nil {
-			return errors.New(r.String())
-		}
-	}
-	fmt.Printf("running %d cases, %d at once; not there are %d images\nlogs: %s\n", len(cases), j.procs, len(without), logs)
+	fmt.Printf("running %d cases, %d at once, without %d of the suite's images; logs: %s\n", len(cases), j.procs, len(without), logs)
 	if err := j.suite(ctx, m, cases, logs); err != nil {
 		return err
 	}
