@@ -133,8 +133,18 @@ func causesIn(page string) map[string]string {
 const pageHead = `# Conformance
 
 How tutti does in the tests that judge any Kubernetes: upstream's unmodified ` + "`e2e.test`" + ` of v1.36.3 against ` + "`bin/tutti`" + ` on
-one throwaway machine. ` + "`make conformance`" + ` runs it, ` + "`make conformance-page`" + ` writes this page; what stands below the
-name of a case is written by people and kept.
+one throwaway machine. What stands below the name of a case is written by people and kept; the rest of this page is written by
+` + "`make conformance-page`" + `.
+
+    make conformance                              all [Conformance] cases that have not passed yet, for 24 minutes at most
+    make conformance SHARD=2/4                    the second of four parts
+    make conformance FOCUS='Probing container'    cases by a regular expression, also such as are not [Conformance]
+    make conformance SKIP='\[Serial\]' AGAIN=1    without some; those too that have passed before
+
+Programs, images, logs, JUnit and results stay in ` + "`dist/conformance`" + `; a case's result is kept when the case ends, so a run that is
+killed loses only the running ones. The suite's images are made from its own sources and Debian's packages and served by a registry
+outside the machine under the names that the suite expects. Where upstream's image is Alpine, or nginx's own, ours is Debian with the
+same programs: test/conformance/images.go has the list.
 
 Of %d cases **%d passed, %d failed, %d were not run**.
 
