@@ -274,8 +274,17 @@ func (h *holder) dial(ctx context.Context, network, address string) (net.Conn, e
 
 // Listen listens on the machine.
 func (m *Machine) Listen(network, address string) (net.Listener, error) {
+	return m.inside.listen(network, address)
+}
+
+// ListenOutside listens in the world outside.
+func (m *Machine) ListenOutside(network, address string) (net.Listener, error) {
+	return m.outside.listen(network, address)
+}
+
+func (h *holder) listen(network, address string) (net.Listener, error) {
 	var l net.Listener
-	err := m.inside.inNetwork(func() (err error) {
+	err := h.inNetwork(func() (err error) {
 		l, err = net.Listen(network, address)
 		return err
 	})
