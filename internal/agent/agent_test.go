@@ -96,11 +96,11 @@ func (m *machine) disconnect() {
 	}
 }
 
-func (m *machine) Open(_ context.Context, p runtime.Pod) error {
+func (m *machine) Open(_ context.Context, p runtime.Pod) (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.open[p.ID] = true
-	return nil
+	return "ground", nil
 }
 
 func (m *machine) Close(_ context.Context, id string) error {

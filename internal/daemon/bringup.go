@@ -89,7 +89,7 @@ func (s *server) startKeeper(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.rooms.keeper, err = keeper.Ensure(ctx, s.join("keeper"), binary)
+	s.rooms.keeper, err = keeper.Ensure(ctx, s.join("keeper"), binary, cgroupRoot(s.dir)+"/keeper")
 	if err != nil {
 		return err
 	}
