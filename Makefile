@@ -1,4 +1,4 @@
-# The words that people and scripts rely on: deps build up tools test test-long test-v2 fuzz conformance bench notices vet linkproof clean.
+# The words that people and scripts rely on: deps build up tools test test-long test-v2 test-boot fuzz conformance bench notices vet linkproof clean.
 
 # Every go command runs with the same flags, so that one cache serves them all.
 export GOFLAGS     := -trimpath -buildvcs=false
@@ -121,6 +121,11 @@ fuzz: keeper
 .PHONY: test-v2
 test-v2: keeper
 	test/vm/run
+
+# Boots Debian with systemd in QEMU, installs, reboots, uninstalls. Takes a quarter of an hour.
+.PHONY: test-boot
+test-boot: build
+	test/boot/run
 
 # Upstream's own tests of Kubernetes, unmodified, against bin/tutti on a throwaway
 # machine. FOCUS and SKIP are regular expressions of cases, SHARD is i/n. What has

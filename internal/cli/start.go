@@ -45,6 +45,9 @@ func (c *command) start(ctx context.Context, s api.Settings) (started bool, err 
 	} else if !errors.Is(err, errNotRunning) {
 		return false, err
 	}
+	if c.isService() {
+		return true, c.startService(ctx, s, d)
+	}
 	err = c.spawn(ctx, s, d, release)
 	if err != nil && made {
 		removeUnused(c.dir())
@@ -65,7 +68,11 @@ func (c *command) join(ctx context.Context, ctl *control, d *progress.Display) e
 // why says where to look when a server ended without a word.
 func (c *command) why(err error) error {
 	if errors.Is(err, errEnded) {
-		return fmt.Errorf("the server ended before it was ready; %s says why", c.dir().Log())
+		log := string(c.dir().Log())
+		if c.isService() {
+			log = "`journalctl -u tutti`"
+		}
+		return fmt.Errorf("the server ended before it was ready; %s says why", log)
 	}
 	return err
 }
