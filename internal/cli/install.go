@@ -111,7 +111,7 @@ func (c *command) runInstall(ctx context.Context, s api.Settings) error {
 		unlock()
 	}
 	if err := c.await(ctx, d, begin); err != nil {
-		return fmt.Errorf("%s is installed, but %w", systemd.Name, err)
+		return fmt.Errorf("start %s: %w", systemd.Name, err)
 	}
 	d.Close()
 	switch {
@@ -148,7 +148,7 @@ whole directory.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if purge && keep {
-				return misusef("--purge deletes the data and --keep-data keeps it: say one of them")
+				return misusef("--purge deletes the data and --keep-data keeps it; say one of them")
 			}
 			if err := needRoot(cmd); err != nil {
 				return err

@@ -73,8 +73,8 @@ func TestService(t *testing.T) {
 	h := newHost(t)
 	dir := os.Getenv(api.EnvDataDir)
 	h.run(t, "uninstall", 0, "Nothing to uninstall", "")
-	h.run(t, "install agent", 2, "no cluster for an agent to join", "")
-	h.run(t, "install everything", 2, `"everything"`, "")
+	h.run(t, "install agent", 2, "this version runs one machine, and has no cluster for an agent to join; `tutti install` makes this one a server", "")
+	h.run(t, "install everything", 2, "tutti install knows no role \"everything\"; leave it out, or say server", "")
 	h.run(t, "install server now", 2, `"now"`, "")
 	h.run(t, "install --port 70000", 1, "--port 70000", "")
 	if _, err := os.Stat(dir); err == nil {
@@ -84,7 +84,7 @@ func TestService(t *testing.T) {
 	h.run(t, "install", 0, "starts at every boot", "daemon-reload enable restart")
 	h.run(t, "install server", 0, "Nothing to change", "daemon-reload enable start")
 	h.run(t, "install --port 7000", 0, "Updated", "configure daemon-reload enable restart")
-	h.run(t, "install --data-dir "+t.TempDir(), 1, "installed for "+dir, "")
+	h.run(t, "install --data-dir "+t.TempDir(), 1, "the service is installed for "+dir+"; say --data-dir "+dir+", or `tutti uninstall` first", "")
 
 	h.run(t, "up", 0, "ready", "start")
 	h.run(t, "up --port 7000", 0, "ready", "configure start")
@@ -95,8 +95,8 @@ func TestService(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(diary), 0o755), os.WriteFile(filepath.Join(dir, "config.json"), nil, 0o600), os.WriteFile(diary, nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	h.run(t, "uninstall", 1, "holds volumes with data; `tutti uninstall --purge` deletes it", "")
-	h.run(t, "uninstall --purge --keep-data", 2, "say one of them", "")
+	h.run(t, "uninstall", 1, dir+" holds volumes with data; `tutti uninstall --purge` deletes it, `tutti uninstall --keep-data` keeps it", "")
+	h.run(t, "uninstall --purge --keep-data", 2, "--purge deletes the data and --keep-data keeps it; say one of them", "")
 	h.run(t, "uninstall --keep-data", 0, "The data is kept", "stop cleanup disable daemon-reload reset-failed")
 	if _, err := os.Stat(diary); err != nil {
 		t.Error(err)
@@ -115,7 +115,12 @@ func TestInstallWithoutSystemd(t *testing.T) {
 		t.Skip("needs root")
 	}
 	h := newHost(t)
+	h.run(t, "install", 0, "starts at every boot", "daemon-reload enable restart")
+	if err := os.RemoveAll(filepath.Join(h.Services.Root, "run")); err != nil {
+		t.Fatal(err)
+	}
+	h.run(t, "uninstall", 1, "systemd does not run this machine; boot it to uninstall its service", "")
 	h.Services.Root = t.TempDir()
-	h.run(t, "install", 1, "have your init run `tutti server`", "")
+	h.run(t, "install", 1, "systemd does not run this machine; start it with `tutti up`, or have your init run `tutti server`", "")
 	h.run(t, "uninstall", 0, "Nothing to uninstall", "")
 }

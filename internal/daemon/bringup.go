@@ -78,7 +78,7 @@ func (s *server) until(ctx context.Context, name string, ready <-chan struct{}) 
 }
 
 func (s *server) late(name string) error {
-	return fmt.Errorf("%s is not ready after %s; %s says why", name, readyTimeout, s.logPlace())
+	return fmt.Errorf("%s is not ready after %s; the log says why (%s)", name, readyTimeout, s.logPlace())
 }
 
 // logPlace is where people find what the server says.
