@@ -20,11 +20,17 @@ import (
 
 // start starts the server in the background unless one runs already, and
 // waits until it is ready. Two at once agree: the second waits for the first.
-// started says whether it was this call.
+// A server that runs with other settings starts again with those that are
+// asked for; its workloads go on. started says whether it was this call.
 func (c *command) start(ctx context.Context, s api.Settings) (started bool, err error) {
 	ctl := c.control()
 	if st, err := ctl.status(ctx); err == nil && st.Ready {
-		return false, nil
+		if changed, err := c.configure(s); err != nil || !changed {
+			return false, err
+		}
+		if err := c.makeWay(ctx); err != nil {
+			return false, err
+		}
 	}
 	made, err := makeDataDir(c.dir())
 	if err != nil {
@@ -53,6 +59,23 @@ func (c *command) start(ctx context.Context, s api.Settings) (started bool, err 
 		removeUnused(c.dir())
 	}
 	return true, err
+}
+
+// makeWay ends the server, not its workloads.
+func (c *command) makeWay(ctx context.Context) error {
+	d := progress.New(c.out)
+	defer d.Close()
+	if err := c.stopService(ctx); err != nil {
+		return err
+	}
+	if err := c.endServer(ctx, false, d); err != nil {
+		return err
+	}
+	unlock, err := c.serverGone(ctx)
+	if err == nil {
+		unlock()
+	}
+	return err
 }
 
 // join follows a start that someone else began.
