@@ -228,6 +228,9 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	if err := os.MkdirAll(filepath.Dir(w.Log), 0o755); err != nil {
 		return pod.ReasonCreate, fmt.Errorf("make log directory: %w", err)
 	}
+	// The pod may have been resized since it was opened, and must not have
+	// less than its container.
+	early := rt.UpdatePod(ctx, x.uid, translate.PodResources(p))
 	st, err := rt.Start(ctx, w)
 	switch {
 	case err == nil:
@@ -238,7 +241,7 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	case errors.Is(err, runtime.ErrInvalid):
 		return pod.ReasonStart, err
 	}
-	return pod.ReasonRun, err
+	return pod.ReasonRun, errors.Join(early, err)
 }
 
 // target is the run whose processes the container asks to see, nil if it asks
@@ -332,6 +335,9 @@ func (x *actor) restarted(s pod.Step) {
 		for i := range x.o.Runs {
 			if r := &x.o.Runs[i]; r.Name == s.ID.Name && r.Attempt == s.ID.Attempt-1 {
 				ended = r.FinishedAt
+				if c, _ := containerOf(x.o.Pod, s.Container); r.OtherImage(c) {
+					k.Crash = pod.Crash{}
+				}
 			}
 		}
 		k.Crash = k.Crash.Next(ended, time.Now())

@@ -287,7 +287,7 @@ func (d *decider) advance(c *v1.Container) {
 
 // crashUntil says when a container that ended may run again.
 func (d *decider) crashUntil(c *v1.Container, r *Run) time.Time {
-	if d.o.Stops[r.ID].Restart {
+	if d.o.Stops[r.ID].Restart || r.OtherImage(c) {
 		return r.FinishedAt
 	}
 	return d.o.Containers[c.Name].Crash.Until(r.FinishedAt)
@@ -350,7 +350,7 @@ func (d *decider) keep(c *v1.Container, r *Run) {
 		return
 	}
 	switch {
-	case r.Labels[LabelImage] != "" && r.Labels[LabelImage] != c.Image:
+	case r.OtherImage(c):
 		d.stop(r, c, o.grace(), true, true, "Container %s definition changed, will be restarted")
 	case p.LivenessFailed:
 		d.stop(r, c, probeGrace(c.LivenessProbe, o.grace()), true, false, "Container %s failed liveness probe"+willRestart)

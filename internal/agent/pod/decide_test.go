@@ -213,6 +213,10 @@ func TestDecide(t *testing.T) {
 		{"back-off is forgotten after ten minutes", newScene("", "main").imaged(2, "main").exited("main", 1, 1, 0).with(func(o *Observed) {
 			o.Containers["main"] = Container{Attempt: 2, Image: true, Crash: Crash{Delay: 300 * time.Second, At: now.Add(-11 * time.Minute)}}
 		}), []string{"start main/2"}, 0},
+		{"back-off is not that of another image", newScene("", "main").imaged(2, "main").add(Run{Status: runtime.Status{ID: id("main", 1), State: runtime.Exited,
+			ExitCode: 1, FinishedAt: now, Labels: map[string]string{LabelImage: "old"}}}).with(func(o *Observed) {
+			o.Containers["main"] = Container{Attempt: 2, Image: true, Crash: Crash{Delay: 300 * time.Second, At: now.Add(-time.Minute)}}
+		}), []string{"start main/2"}, 0},
 		{"on failure: success is final", newScene("", "main").exited("main", 0, 0, 0).with(onFailure), []string{"close"}, 0},
 		{"on failure: failure is not", newScene("", "main").imaged(1, "main").exited("main", 0, 2, 0).with(onFailure), []string{"start main/1"}, 0},
 		{"never", newScene("", "main").exited("main", 0, 2, 0).with(never), []string{"close"}, 0},

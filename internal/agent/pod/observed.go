@@ -76,6 +76,12 @@ type Run struct {
 	Message string
 }
 
+// OtherImage says that the run is of another image than its container has
+// now. How it ended then says nothing of the new one.
+func (r *Run) OtherImage(c *v1.Container) bool {
+	return r.Labels[LabelImage] != "" && r.Labels[LabelImage] != c.Image
+}
+
 // NotStarted is the run of a container that could not be executed: it counts
 // as an attempt and ends at once, as the kubelet has it.
 func NotStarted(id runtime.ID, at time.Time, labels map[string]string, message string) Run {
