@@ -112,7 +112,12 @@ func (x *actor) setPod(p *v1.Pod) {
 		if !newer(p, o.Pod) {
 			return
 		}
-		changed = p.Generation != o.Pod.Generation
+		if changed = p.Generation != o.Pod.Generation; changed {
+			for name, c := range o.Containers {
+				c.Unresized = nil
+				o.Containers[name] = c
+			}
+		}
 		if !maps.Equal(p.Labels, o.Pod.Labels) || !maps.Equal(p.Annotations, o.Pod.Annotations) {
 			o.Volumes.Ready = false // some show labels and annotations
 		}

@@ -58,7 +58,7 @@ func (x *actor) carryOut(ctx context.Context, s pod.Step) {
 		x.stopped(s.ID, func(st *pod.Stop) { st.Killed = time.Now() })
 		err = x.signal(ctx, s.ID, syscall.SIGKILL)
 	case pod.Resize:
-		err = x.resize(ctx, s)
+		x.resize(ctx, s)
 	case pod.Remove:
 		err = x.remove(ctx, s.ID)
 	case pod.Close:
@@ -415,26 +415,52 @@ func (x *actor) signal(ctx context.Context, id runtime.ID, sig syscall.Signal) e
 	return nil
 }
 
-// resize applies the container's resources to what runs.
-func (x *actor) resize(ctx context.Context, s pod.Step) error {
+// resize applies the container's resources to what runs, and notes why not.
+func (x *actor) resize(ctx context.Context, s pod.Step) {
 	p := x.desired()
 	c, _ := containerOf(p, s.Container)
+	err := x.apply(ctx, p, c, s)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		x.a.log.Warn("cannot resize a container", "pod", x.uid, "container", c.Name, "err", err)
+	}
+	x.container(s.ID, func(k *pod.Container) {
+		if err != nil {
+			k.Unresized = k.Unresized.Next(time.Now(), v1.PodReasonError, err.Error(), startFirst, startMost)
+			return
+		}
+		k.Resources, k.Unresized = pod.ResourceKey(c), nil
+	})
+}
+
+func (x *actor) apply(ctx context.Context, p *v1.Pod, c *v1.Container, s pod.Step) error {
 	rt, err := x.runtime()
 	if err != nil {
 		return err
 	}
+	own, whole := translate.ContainerResources(p, c), translate.PodResources(p)
+	// The kernel would kill processes to get below what they use.
+	if own.Memory > 0 {
+		used, err := rt.Stats(ctx, s.ID)
+		if err != nil {
+			return err
+		}
+		if used.Memory >= own.Memory {
+			return fmt.Errorf("memory limit (%d) below current usage (%d); set it higher", own.Memory, used.Memory)
+		}
+	}
 	// The pod must not have less than its container: it grows before and
 	// shrinks after it.
-	whole := translate.PodResources(p)
 	early := rt.UpdatePod(ctx, x.uid, whole)
-	if err := rt.Update(ctx, s.ID, translate.ContainerResources(p, c)); err != nil {
-		return fmt.Errorf("resize %s: %w", s.ID, errors.Join(early, err))
+	if err := rt.Update(ctx, s.ID, own); err != nil {
+		return errors.Join(early, err)
 	}
 	// It can shrink only after the last of its containers.
 	if err := rt.UpdatePod(ctx, x.uid, whole); err != nil && !x.othersUnderWay(s) {
-		return fmt.Errorf("resize %s: %w", s.ID, err)
+		return err
 	}
-	x.container(s.ID, func(k *pod.Container) { k.Resources = pod.ResourceKey(c) })
 	return nil
 }
 

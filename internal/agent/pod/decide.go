@@ -386,6 +386,10 @@ func (d *decider) resize(c *v1.Container, r *Run) {
 			}
 		}
 	}
+	if f := o.container(c.Name, r.Attempt).Unresized; f != nil && o.Now.Before(f.Retry) {
+		d.wake(f.Retry)
+		return
+	}
 	d.step(Step{Do: Resize, Container: c.Name, ID: r.ID})
 }
 

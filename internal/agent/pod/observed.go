@@ -140,6 +140,9 @@ type Container struct {
 	// Resources is the ResourceKey last applied to the running workload,
 	// "" if nothing was since its start.
 	Resources string
+	// Unresized is why changed resources could not be applied, nil if they
+	// were or have not been tried.
+	Unresized *Fault
 }
 
 // Crash is the back-off of a container that keeps ending.

@@ -423,12 +423,16 @@ func (d *decider) conditions(s *v1.PodStatus) {
 func (d *decider) resizeConditions(generation int64) []v1.PodCondition {
 	o := d.o
 	changed := false
+	progress := v1.PodCondition{Type: v1.PodResizeInProgress, Status: v1.ConditionTrue, ObservedGeneration: generation}
 	for _, list := range [][]v1.Container{o.Pod.Spec.Containers, o.Pod.Spec.InitContainers} {
 		for i := range list {
 			c := &list[i]
 			if r := o.newest(c.Name); r != nil && r.State == runtime.Running {
 				applied := o.applied(c, r)
 				changed = changed || applied != "" && applied != ResourceKey(c)
+				if f := o.container(c.Name, r.Attempt).Unresized; f != nil {
+					progress.Reason, progress.Message = v1.PodReasonError, f.Message
+				}
 			}
 		}
 	}
@@ -438,7 +442,7 @@ func (d *decider) resizeConditions(generation int64) []v1.PodCondition {
 	case o.Resize != nil:
 		return []v1.PodCondition{{Type: v1.PodResizePending, Status: v1.ConditionTrue, Reason: o.Resize.Reason, Message: o.Resize.Message, ObservedGeneration: generation}}
 	}
-	return []v1.PodCondition{{Type: v1.PodResizeInProgress, Status: v1.ConditionTrue, ObservedGeneration: generation}}
+	return []v1.PodCondition{progress}
 }
 
 // normalize makes the status what the API gives back: times in seconds,

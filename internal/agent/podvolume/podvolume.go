@@ -309,7 +309,8 @@ func (m *Manager) makeEmptyDir(pod *v1.Pod, v *v1.Volume) (made, error) {
 	}
 	switch medium := v.EmptyDir.Medium; medium {
 	case v1.StorageMediumMemory:
-		return made{path: dir}, volume.Tmpfs{Size: memorySize(pod, v.EmptyDir), Mode: mode, GID: gid}.Mount(dir)
+		// Sticky, as the kernel makes any tmpfs and the kubelet leaves it.
+		return made{path: dir}, volume.Tmpfs{Size: memorySize(pod, v.EmptyDir), Mode: mode | fs.ModeSticky, GID: gid}.Mount(dir)
 	case v1.StorageMediumDefault:
 	default:
 		return made{}, fmt.Errorf("medium %q of an emptyDir is not supported by tutti yet; leave it out, or use Memory", medium)

@@ -405,8 +405,8 @@ func TestDirectories(t *testing.T) {
 	if by["/work"].Propagation != "rslave" || !by["/host"].RecursiveReadOnly || !by["/host"].ReadOnly {
 		t.Errorf("%+v", by)
 	}
-	for _, dir := range []string{by["/work"].Source, by["/work/disk"].Source} {
-		if stat := mode(t, dir); stat.Mode&0o7777 != 0o2777 || stat.Gid != 70 {
+	for dir, want := range map[string]uint32{by["/work"].Source: 0o3777, by["/work/disk"].Source: 0o2777} {
+		if stat := mode(t, dir); stat.Mode&0o7777 != want || stat.Gid != 70 {
 			t.Errorf("%s: mode %o gid %d", dir, stat.Mode&0o7777, stat.Gid)
 		}
 	}
