@@ -208,7 +208,7 @@ func (r *results) readJUnit(file string) error {
 				one.State, one.Message = failed, strings.TrimSpace(c.Error.Message+"\n"+c.Error.Text)
 			}
 			// What the end of the run cut short has said nothing.
-			if one.State == "" || c.Status == "interrupted" {
+			if one.State == "" || c.Status == "interrupted" || strings.Contains(one.Message, "A suite timeout occurred") {
 				continue
 			}
 			if err := r.add(one); err != nil {
