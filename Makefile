@@ -147,7 +147,7 @@ conformance: deps build dist/tools/kubectl $(SUITE)/e2e.test $(SUITEPROGRAMS)
 
 # What CI runs of it: two cases of each area, so that no feature goes unjudged,
 # without those that want the machine for themselves and those that mostly wait.
-CISKIP := \[Serial\]|\[Slow\]|\[Disruptive\]|not\* be restarted|monotonically|CronJob|Pod Generation|phased rolling|resourcequota status|Definition Watch
+CISKIP := \[Serial\]|\[Slow\]|\[Disruptive\]|not\* be restarted|monotonically|CronJob|Pod Generation|phased rolling|resourcequota status|Definition Watch|untainted
 conformance-ci:
 	@$(MAKE) --no-print-directory conformance EACH=2 AGAIN=1 LIMIT=10m SKIP='$(CISKIP)'
 
