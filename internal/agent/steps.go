@@ -443,7 +443,7 @@ func (x *actor) apply(ctx context.Context, p *v1.Pod, c *v1.Container, s pod.Ste
 	}
 	own, whole := translate.ContainerResources(p, c), translate.PodResources(p)
 	// The kernel would kill processes to get below what they use.
-	if own.Memory > 0 {
+	if s.LessMemory {
 		used, err := rt.Stats(ctx, s.ID)
 		if err != nil {
 			return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -28,7 +29,7 @@ type recipe struct {
 }
 
 // tools is a root file system with what cases run in it, by whatever libc.
-var tools = []string{"busybox", "libc-bin", "bash", "curl", "bind9-dnsutils", "netcat-openbsd", "iproute2", "iputils-ping", "iperf", "wget"}
+var tools = []string{"busybox", "libc-bin", "bash", "curl", "bind9-dnsutils", "netcat-openbsd", "iproute2", "iputils-ping", "iperf", "wget", "coreutils"}
 
 // recipes are the images that can be made, by their names without registry
 // and tag: https://github.com/kubernetes/kubernetes/tree/v1.36.3/test/images.
@@ -127,10 +128,13 @@ func (j *judge) makeImages(ctx context.Context) (r registry, without []string, e
 	return r, without, nil
 }
 
-// makeImage makes an image again only when its programs have changed.
+// makeImage makes an image again only when its recipe or a program has
+// changed.
 func (j *judge) makeImage(ctx context.Context, r registry, base string, rec recipe) error {
+	written, kept := fmt.Appendf(nil, "%+v\n", rec), filepath.Join(r.dir, base+".recipe")
+	before, _ := os.ReadFile(kept)
 	made, err := os.Stat(r.manifest(base))
-	stale := err != nil
+	stale := err != nil || !bytes.Equal(before, written)
 	for _, p := range rec.programs {
 		info, err := os.Stat(j.program(p))
 		if err != nil {
@@ -163,7 +167,10 @@ func (j *judge) makeImage(ctx context.Context, r registry, base string, rec reci
 	if err := l.t.Close(); err != nil {
 		return err
 	}
-	return r.add(base, tmp, rec.config)
+	if err := r.add(base, tmp, rec.config); err != nil {
+		return err
+	}
+	return os.WriteFile(kept, written, 0o644)
 }
 
 // fill writes the recipe's own files first: they win over those of packages.

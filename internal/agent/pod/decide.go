@@ -49,6 +49,8 @@ type Step struct {
 	Restart   bool          // of BeginStop
 	Round     int           // of Start
 	Why       string        // for the event of BeginStop
+	// LessMemory says that a Resize lowers the memory limit.
+	LessMemory bool
 }
 
 // Decision is what to do now, when to look again at the latest (zero: when
@@ -398,7 +400,7 @@ func (d *decider) resize(c *v1.Container, r *Run) {
 	if o.Resize != nil || applied == "" || applied == ResourceKey(o.Pod, c) {
 		return
 	}
-	var was v1.ResourceRequirements
+	var was Applied
 	if err := json.Unmarshal([]byte(applied), &was); err == nil {
 		for _, p := range c.ResizePolicy {
 			if p.RestartPolicy == v1.RestartContainer && (!was.Requests[p.ResourceName].Equal(c.Resources.Requests[p.ResourceName]) ||
@@ -412,7 +414,17 @@ func (d *decider) resize(c *v1.Container, r *Run) {
 		d.wake(f.Retry)
 		return
 	}
-	d.step(Step{Do: Resize, Container: c.Name, ID: r.ID})
+	before, now := memoryLimit(was), memoryLimit(Applied{c.Resources, o.Pod.Spec.Resources})
+	d.step(Step{Do: Resize, Container: c.Name, ID: r.ID, LessMemory: now > 0 && (before == 0 || now < before)})
+}
+
+// memoryLimit is in bytes, 0 for none. That of the pod stands in for one that
+// the container does not have.
+func memoryLimit(a Applied) int64 {
+	if own := a.Limits.Memory(); !own.IsZero() || a.Pod == nil {
+		return own.Value()
+	}
+	return a.Pod.Limits.Memory().Value()
 }
 
 // applied is the ResourceKey that a running container is under.

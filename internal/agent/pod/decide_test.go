@@ -132,6 +132,9 @@ func steps(d Decision) []string {
 		if s.Restart {
 			w += " restart"
 		}
+		if s.LessMemory {
+			w += " less memory"
+		}
 		out = append(out, w)
 	}
 	return out
@@ -247,6 +250,13 @@ func TestDecide(t *testing.T) {
 			[]string{"start main/1"}, 0},
 		{"resources changed", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"limits":{"memory":"1Gi"}}`}}}).
 			with(func(o *Observed) { o.Pod.Spec.Containers[0].Resources = memory("2Gi") }), []string{"resize main/0"}, 0},
+		{"resources changed to less", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"limits":{"memory":"1Gi"}}`}}}).
+			with(func(o *Observed) { o.Pod.Spec.Containers[0].Resources = memory("512Mi") }), []string{"resize main/0 less memory"}, 0},
+		{"resources could not be changed", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"limits":{"memory":"1Gi"}}`}}}).
+			with(func(o *Observed) {
+				o.Pod.Spec.Containers[0].Resources = memory("512Mi")
+				o.Containers["main"] = Container{Unresized: &Fault{Retry: now.Add(time.Second)}}
+			}), nil, time.Second},
 		{"resources changed, put off", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"limits":{"memory":"1Gi"}}`}}}).
 			with(func(o *Observed) {
 				o.Pod.Spec.Containers[0].Resources = memory("2Gi")
