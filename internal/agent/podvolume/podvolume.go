@@ -368,6 +368,11 @@ func owned(pod *v1.Pod, dir string, readOnly bool) error {
 	if fsGroup(pod) == nil {
 		return nil
 	}
+	// A local volume may be a link to its directory: what counts is there.
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return err
+	}
 	return k8svolume.NewVolumeOwnership(attributes{readOnly: readOnly}, dir, fsGroup(pod),
 		pod.Spec.SecurityContext.FSGroupChangePolicy, nil).ChangePermissions()
 }

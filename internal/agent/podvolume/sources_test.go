@@ -41,6 +41,7 @@ func TestOtherVolumes(t *testing.T) {
 }
 
 // The tree of a volume may be large: OnRootMismatch looks at its root alone.
+// A volume may be a link to it.
 func TestOwnerOfVolumes(t *testing.T) {
 	for policy, want := range map[v1.PodFSGroupChangePolicy]uint32{v1.FSGroupChangeAlways: 70, v1.FSGroupChangeOnRootMismatch: 9} {
 		dir := t.TempDir()
@@ -49,7 +50,9 @@ func TestOwnerOfVolumes(t *testing.T) {
 		must(t, errors.Join(os.Chown(dir, 0, 70), os.Chmod(dir, 0o2770|os.ModeSetgid), os.Chown(file, 0, 9)))
 		p := testPod()
 		p.Spec.SecurityContext = &v1.PodSecurityContext{FSGroup: ptr.To[int64](70), FSGroupChangePolicy: &policy}
-		must(t, owned(p, dir, false))
+		link := filepath.Join(t.TempDir(), "link")
+		must(t, os.Symlink(dir, link))
+		must(t, owned(p, link, false))
 		if got := mode(t, file).Gid; got != want {
 			t.Errorf("%s: the file is of group %d, want %d", policy, got, want)
 		}
