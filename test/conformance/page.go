@@ -130,16 +130,16 @@ func (p *page) list(title string, cases []string, of func(state string) bool) {
 			continue
 		}
 		none = false
-		cause := p.causes[c]
-		if cause == "" {
-			cause, _, _ = strings.Cut(last.Message, "\n")
-		}
-		fmt.Fprintf(p, "- `%s`  \n  %s\n", c, cmp.Or(cause, "no cause known"))
+		said, _, _ := strings.Cut(last.Message, "\n")
+		fmt.Fprintf(p, "- `%s`  \n  %s\n", c, cmp.Or(p.causes[c], caseSays+cmp.Or(said, "nothing")))
 	}
 	if none {
 		p.WriteString("None.\n")
 	}
 }
+
+// caseSays begins what stands below a name for want of a cause.
+const caseSays = "says: "
 
 // causesIn finds in a page what stands below the name of each case.
 func causesIn(page string) map[string]string {
@@ -150,7 +150,10 @@ func causesIn(page string) map[string]string {
 		if rest, ok := strings.CutPrefix(line, "- `"); ok {
 			name = strings.TrimSuffix(rest, "`")
 		} else if name != "" {
-			causes[name], name = line, ""
+			if !strings.HasPrefix(line, caseSays) {
+				causes[name] = line
+			}
+			name = ""
 		}
 	}
 	return causes
