@@ -410,7 +410,7 @@ func (s *storm) churn(f func()) {
 				select {
 				case <-stop:
 					return
-				case <-time.After(300 * time.Millisecond):
+				case <-time.After(500 * time.Millisecond):
 				}
 			}
 		})
