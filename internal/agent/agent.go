@@ -109,6 +109,7 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 		a.Volumes = podvolume.NewManager(podvolume.Config{
 			Dir: c.DataDir, Client: client, NodeName: c.NodeName, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain,
 			Allocatable: func() v1.ResourceList { return a.node.Node().Status.Allocatable },
+			Image:       a.imageVolume,
 			Event:       func(p *v1.Pod, kind, reason, message string) { a.event(p, "", kind, reason, message) },
 			Log:         c.Log,
 		})

@@ -73,6 +73,7 @@ type Bench struct {
 	Runtime runtime.Runtime
 	Layer   string
 	Pod     runtime.Pod
+	Ground  string // as it was opened
 	Ctx     context.Context
 	dir     string
 }
@@ -99,7 +100,9 @@ func NewBenchWith(t testing.TB, rt runtime.Runtime, layer string, pod runtime.Po
 			t.Error(err)
 		}
 	})
-	b.must(rt.Open(ctx, pod))
+	ground, err := rt.Open(ctx, pod)
+	b.must(err)
+	b.Ground = ground
 	return b
 }
 
@@ -758,8 +761,14 @@ func closeKills(b *Bench) {
 	if _, err := b.Runtime.Start(b.Ctx, b.Workload("late", "true")); !errors.Is(err, runtime.ErrNotFound) {
 		b.Errorf("start in a closed pod: %v", err)
 	}
-	b.must(b.Runtime.Open(b.Ctx, b.Pod))
-	b.must(b.Runtime.Open(b.Ctx, b.Pod))
+	ground, err := b.Runtime.Open(b.Ctx, b.Pod)
+	b.must(err)
+	again, err := b.Runtime.Open(b.Ctx, b.Pod)
+	b.must(err)
+	b.equal("ground that was there", again, ground)
+	if ground == "" || ground == b.Ground {
+		b.Errorf("ground %q after %q", ground, b.Ground)
+	}
 	b.equal("in the pod opened again", b.Output(b.Workload("one", "echo anew")), "anew\n")
 }
 
