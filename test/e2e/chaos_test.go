@@ -440,6 +440,14 @@ func (s *storm) churn(f func()) {
 		left := s.Kubectl("get", "persistentvolumes", "-o", "name").Stdout
 		return left == "", left
 	})
+	// Upstream's proxy empties the chain of a Service that is gone and removes
+	// it with a later change: there is one.
+	s.until("no chains of Services that are gone", func() (bool, string) {
+		s.kubectl("-n", stays, "create", "service", "clusterip", "change", "--tcp=80")
+		s.kubectl("-n", stays, "delete", "service", "change")
+		rules := s.ok(s.Run(30*time.Second, "nft", "list", "ruleset"))
+		return !strings.Contains(rules, churns+"/"), rules
+	})
 }
 
 // rounds waits for a number of rounds of the churn.
