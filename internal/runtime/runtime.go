@@ -119,9 +119,11 @@ type Workload struct {
 	Dir  string   // working directory, "" = /
 
 	// User is "user[:group]", names or numbers, resolved in the image. Groups
-	// are supplemental, added to those that the image's group file gives.
+	// are supplemental, added to those that the image's group file gives, or,
+	// with OnlyGroups, in their place.
 	User           string
 	Groups         []int64
+	OnlyGroups     bool
 	RequireNonRoot bool
 
 	Privileged      bool
@@ -205,7 +207,16 @@ type Status struct {
 
 	Log        string
 	StopSignal syscall.Signal
-	Labels     map[string]string
+	// User is whom the first process was started as, nil when not known.
+	User   *User
+	Labels map[string]string
+}
+
+// User are a process's numbers inside its workload; Groups has its own group
+// too.
+type User struct {
+	UID, GID int64
+	Groups   []int64
 }
 
 // Streams are what a client holds of a program's standard streams; nil ones

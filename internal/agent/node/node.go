@@ -407,7 +407,7 @@ func (n *Node) fill(ctx context.Context, s *v1.NodeStatus) {
 		{Type: v1.NodeHostName, Address: n.Hostname},
 	}
 	s.DaemonEndpoints = v1.NodeDaemonEndpoints{KubeletEndpoint: v1.DaemonEndpoint{Port: int32(n.Port)}}
-	s.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: new(bool)}
+	s.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: new(true)}
 	s.RuntimeHandlers = n.handlers()
 	s.Images = n.images(ctx)
 	n.conditions(s)

@@ -143,6 +143,7 @@ func Workload(in Input, m Machine) (runtime.Workload, error) {
 		Dir:             dir,
 		User:            user,
 		Groups:          groups(p),
+		OnlyGroups:      onlyGroups(p),
 		RequireNonRoot:  isTrue(sc.RunAsNonRoot),
 		Privileged:      isTrue(sc.Privileged),
 		Capabilities:    capabilities(sc.Capabilities),
@@ -230,6 +231,12 @@ func groups(p *v1.Pod) []int64 {
 		g = append(g, *sc.FSGroup)
 	}
 	return g
+}
+
+// onlyGroups says whether the image has no say in the groups (KEP-3619).
+func onlyGroups(p *v1.Pod) bool {
+	sc := p.Spec.SecurityContext
+	return sc != nil && sc.SupplementalGroupsPolicy != nil && *sc.SupplementalGroupsPolicy == v1.SupplementalGroupsPolicyStrict
 }
 
 // capabilities applies what is added and dropped to the default set. ALL is

@@ -144,6 +144,12 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 		labelPod: w.Pod, labelName: w.Name, labelAttempt: strconv.Itoa(w.Attempt),
 		labelStopSignal: strconv.Itoa(int(w.StopSignal)),
 	}
+	u := spec.Process.User
+	user, err := json.Marshal(runtime.User{UID: int64(u.UID), GID: int64(u.GID), Groups: int64s(u.AdditionalGids)})
+	if err != nil {
+		return nil, err
+	}
+	labels[labelProcessUser] = string(user)
 	for k, v := range w.Labels {
 		labels[labelUser+k] = v
 	}
@@ -159,7 +165,17 @@ const (
 	labelAttempt    = "attempt"
 	labelStopSignal = "stop-signal"
 	labelUser       = "label/"
+	// labelProcessUser has a runtime.User in JSON.
+	labelProcessUser = "user"
 )
+
+func int64s(list []uint32) []int64 {
+	out := make([]int64, len(list))
+	for i, n := range list {
+		out[i] = int64(n)
+	}
+	return out
+}
 
 func (r *Runtime) status(w *protocol.Workload) runtime.Status {
 	labels := w.GetEnvelope().GetLabels()
@@ -172,6 +188,9 @@ func (r *Runtime) status(w *protocol.Workload) runtime.Status {
 		StartedAt:  time.Unix(0, w.StartedUnixNano).UTC(),
 		Log:        w.GetEnvelope().GetLog(),
 		StopSignal: syscall.Signal(stop),
+	}
+	if user := new(runtime.User); json.Unmarshal([]byte(labels[labelProcessUser]), user) == nil {
+		s.User = user
 	}
 	for k, v := range labels {
 		if name, ok := strings.CutPrefix(k, labelUser); ok {

@@ -132,8 +132,10 @@ func resolveUser(root string, w runtime.Workload) (specs.User, error) {
 	// The primary group is repeated, so that a process cannot get around a
 	// file's denial for that group by dropping it.
 	u.AdditionalGids = []uint32{u.GID}
-	// Naming a group drops, in the library, those that the image gives the user.
-	if name, _, named := strings.Cut(w.User, ":"); named {
+	if w.OnlyGroups {
+		found.Sgids = nil
+	} else if name, _, named := strings.Cut(w.User, ":"); named {
+		// Naming a group drops, in the library, those that the image gives the user.
 		if own, err := user.GetExecUser(name, nil, read("/etc/passwd"), read("/etc/group")); err == nil {
 			found.Sgids = own.Sgids
 		}

@@ -326,6 +326,12 @@ func users(b *Bench) {
 		w.User, w.Groups = c.user, c.groups
 		b.equal(c.user, strings.TrimSpace(b.Output(w)), c.want)
 	}
+	w := b.Workload("only", "id -G")
+	w.User, w.Groups, w.OnlyGroups = "app", []int64{3000}, true
+	b.equal("only the groups asked for", strings.TrimSpace(b.Output(w)), "1000 3000")
+	if u := b.Find(w.ID).User; u == nil || u.UID != 1000 || u.GID != 1000 || !slices.Equal(u.Groups, []int64{1000, 3000}) {
+		b.Errorf("user of the status: %s", Show(b.Find(w.ID)))
+	}
 	for i, user := range []string{"", "root", "0", "nobody-has-this-name"} {
 		w := b.Workload(fmt.Sprintf("root%d", i), "true")
 		w.User, w.RequireNonRoot = user, true
@@ -333,7 +339,7 @@ func users(b *Bench) {
 			b.Errorf("must not be root, user %q: %v", user, err)
 		}
 	}
-	w := b.Workload("nobody", "true")
+	w = b.Workload("nobody", "true")
 	w.User = "nobody-has-this-name"
 	if _, err := b.Runtime.Start(b.Ctx, w); !errors.Is(err, runtime.ErrInvalid) {
 		b.Errorf("unknown user: %v", err)
