@@ -712,7 +712,7 @@ func TestIsolationIsNotIgnored(t *testing.T) {
 		for _, x := range b.agent.actors {
 			x.mu.Lock()
 			defer x.mu.Unlock()
-			return x.o.Ground.Fault != nil && x.o.Ground.Fault.Message == "user namespaces are not supported by tutti yet; leave hostUsers out"
+			return x.o.Ground.Fault != nil && x.o.Ground.Fault.Message == "the pod's RuntimeClass has no user namespaces; use the class container, or leave hostUsers out"
 		}
 		return false
 	})

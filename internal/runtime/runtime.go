@@ -105,6 +105,24 @@ type Pod struct {
 	Resources Resources
 	// Sysctls are set in the pod's namespaces.
 	Sysctls map[string]string
+	// IDs gives the pod a user namespace, for runtimes that have them.
+	IDs IDs
+}
+
+// IDs says that the users and groups 0 to Size-1 of a pod are First to
+// First+Size-1 of the machine. Size 0: they are the machine's own.
+type IDs struct{ First, Size uint32 }
+
+// UserNamespaces is what a Runtime offers that can keep the users of a pod
+// apart from the machine's (IDs of Pod).
+type UserNamespaces interface {
+	// CanMapIDs says what this machine lacks for it, in words for the pod's
+	// owner, nil: nothing.
+	CanMapIDs() error
+	// OpenNamespaces makes the namespaces of a pod with IDs and returns the
+	// path of its network namespace, which is one of them: it is called
+	// before Open, which needs the network. It is idempotent; Close undoes it.
+	OpenNamespaces(ctx context.Context, pod Pod) (netns string, err error)
 }
 
 // Workload says what to run. The zero value of a field means the usual.

@@ -32,6 +32,11 @@ const patience = 30 * time.Second
 // Run tries the runtime that make returns, one for each part of the suite.
 // make registers its own cleanup, which must find nothing left.
 func Run(t *testing.T, make func(t *testing.T) (rt runtime.Runtime, layer string)) {
+	RunWith(t, runtime.Pod{}, make)
+}
+
+// RunWith is Run in pods like the given one.
+func RunWith(t *testing.T, pod runtime.Pod, make func(t *testing.T) (rt runtime.Runtime, layer string)) {
 	for _, test := range []struct {
 		name string
 		run  func(*Bench)
@@ -62,7 +67,7 @@ func Run(t *testing.T, make func(t *testing.T) (rt runtime.Runtime, layer string
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			rt, layer := make(t)
-			test.run(NewBench(t, rt, layer))
+			test.run(NewBenchWith(t, rt, layer, pod))
 		})
 	}
 }
@@ -99,8 +104,18 @@ func NewBenchWith(t testing.TB, rt runtime.Runtime, layer string, pod runtime.Po
 			t.Error(err)
 		}
 	})
-	b.must(rt.Open(ctx, pod))
+	b.open()
 	return b
+}
+
+func (b *Bench) open() {
+	b.Helper()
+	if b.Pod.IDs.Size > 0 {
+		netns, err := b.Runtime.(runtime.UserNamespaces).OpenNamespaces(b.Ctx, b.Pod)
+		b.must(err)
+		b.Pod.NetNS = netns
+	}
+	b.must(b.Runtime.Open(b.Ctx, b.Pod))
 }
 
 func (b *Bench) must(err error) {
@@ -764,8 +779,8 @@ func closeKills(b *Bench) {
 	if _, err := b.Runtime.Start(b.Ctx, b.Workload("late", "true")); !errors.Is(err, runtime.ErrNotFound) {
 		b.Errorf("start in a closed pod: %v", err)
 	}
-	b.must(b.Runtime.Open(b.Ctx, b.Pod))
-	b.must(b.Runtime.Open(b.Ctx, b.Pod))
+	b.open()
+	b.open()
 	b.equal("in the pod opened again", b.Output(b.Workload("one", "echo anew")), "anew\n")
 }
 
