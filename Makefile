@@ -1,4 +1,4 @@
-# The words that people and scripts rely on: deps build up tools test test-long test-v2 fuzz conformance bench notices vet linkproof clean.
+# The words that people and scripts rely on: deps build up tools test test-long test-v2 test-boot fuzz conformance bench notices vet linkproof clean.
 
 # Every go command runs with the same flags, so that one cache serves them all.
 export GOFLAGS     := -trimpath -buildvcs=false
@@ -122,10 +122,16 @@ fuzz: keeper
 test-v2: keeper
 	test/vm/run
 
+# Boots Debian with systemd in QEMU, installs, reboots, uninstalls. Takes a quarter of an hour.
+.PHONY: test-boot
+test-boot: build
+	test/boot/run
+
 # Upstream's own tests of Kubernetes, unmodified, against bin/tutti on a throwaway
-# machine. FOCUS and SKIP are regular expressions of cases, SHARD is i/n. What has
-# passed is not run again unless AGAIN=1. The first build takes minutes.
-.PHONY: conformance conformance-page
+# machine. FOCUS and SKIP are regular expressions of cases, SHARD is i/n, EACH=n
+# takes n of each area. What has passed is not run again unless AGAIN=1. The first
+# build takes minutes.
+.PHONY: conformance conformance-ci conformance-page
 SUITE := dist/conformance/bin
 SUITE_ginkgo := github.com/onsi/ginkgo/v2/ginkgo
 SUITE_agnhost := k8s.io/kubernetes/test/images/agnhost
@@ -136,8 +142,14 @@ SUITEPROGRAMS := $(addprefix $(SUITE)/,ginkgo agnhost nonewprivs sample-apiserve
 JUDGE := $(SUITE)/conformance $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)')
 conformance: deps build dist/tools/kubectl $(SUITE)/e2e.test $(SUITEPROGRAMS)
 	go build -ldflags '-s -w' -o $(SUITE)/ ./test/conformance ./test/conformance/pause
-	$(JUDGE) $(if $(SHARD),-shard '$(SHARD)') $(if $(AGAIN),-again) $(if $(PROCS),-procs '$(PROCS)') $(if $(LIMIT),-limit '$(LIMIT)') \
+	$(JUDGE) $(if $(SHARD),-shard '$(SHARD)') $(if $(EACH),-each '$(EACH)') $(if $(AGAIN),-again) $(if $(PROCS),-procs '$(PROCS)') $(if $(LIMIT),-limit '$(LIMIT)') \
 		-upstream "$$(cd test/tools/e2e && go list -m -f '{{.Dir}}' k8s.io/kubernetes)"
+
+# What CI runs of it: two cases of each area, so that no feature goes unjudged,
+# without those that want the machine for themselves and those that mostly wait.
+CISKIP := \[Serial\]|\[Slow\]|\[Disruptive\]|not\* be restarted|monotonically|CronJob|Pod Generation|phased rolling|resourcequota status|Definition Watch
+conformance-ci:
+	@$(MAKE) --no-print-directory conformance EACH=2 AGAIN=1 LIMIT=10m SKIP='$(CISKIP)'
 
 # From all that has been run here: docs/conformance.md.
 conformance-page: $(SUITE)/e2e.test

@@ -139,11 +139,13 @@ func (x *actor) openGround(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ground := translate.Pod(p, hostname, netns)
-	ground.IDs = ids
-	if err := rt.Open(ctx, ground); err != nil {
+	asked := translate.Pod(p, hostname, netns)
+	asked.IDs = ids
+	ground, err := rt.Open(ctx, asked)
+	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
+	x.change(func(o *pod.Observed) { o.GroundName = ground })
 	return nil
 }
 
@@ -178,7 +180,7 @@ func (x *actor) start(ctx context.Context, s pod.Step) {
 		if why == pod.ReasonStart {
 			x.restarted(s)
 			x.change(func(o *pod.Observed) {
-				o.Runs = append(o.Runs, pod.NotStarted(s.ID, time.Now(), translate.Labels(p, c, o.Containers[c.Name].ImageID), err.Error()))
+				o.Runs = append(o.Runs, pod.NotStarted(s.ID, time.Now(), translate.Labels(p, c, o.Containers[c.Name].ImageID, o.GroundName), err.Error()))
 			})
 			return
 		}
@@ -212,7 +214,7 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 		return pod.ReasonCreate, err
 	}
 	x.mu.Lock()
-	img := x.images[c.Name]
+	img, ground := x.images[c.Name], x.o.GroundName
 	x.mu.Unlock()
 	args, vars, err := x.program(ctx, p, c, img.Config)
 	if err != nil {
@@ -227,7 +229,7 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 		return pod.ReasonConfig, err
 	}
 	w, err := translate.Workload(translate.Input{
-		Pod: p, Container: c, Attempt: id.Attempt, Image: img.Image, ImageID: imageID(img.Image), Layers: img.layers,
+		Pod: p, Container: c, Attempt: id.Attempt, Image: img.Image, ImageID: imageID(img.Image), Ground: ground, Layers: img.layers,
 		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, JoinPID: target,
 	}, x.a.machine)
 	if err != nil {
@@ -236,6 +238,9 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	if err := os.MkdirAll(filepath.Dir(w.Log), 0o755); err != nil {
 		return pod.ReasonCreate, fmt.Errorf("make log directory: %w", err)
 	}
+	// The pod may have been resized since it was opened, and must not have
+	// less than its container.
+	early := rt.UpdatePod(ctx, x.uid, translate.PodResources(p))
 	st, err := rt.Start(ctx, w)
 	switch {
 	case err == nil:
@@ -246,7 +251,7 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	case errors.Is(err, runtime.ErrInvalid):
 		return pod.ReasonStart, err
 	}
-	return pod.ReasonRun, err
+	return pod.ReasonRun, errors.Join(early, err)
 }
 
 // target is the run whose processes the container asks to see, nil if it asks
@@ -340,6 +345,9 @@ func (x *actor) restarted(s pod.Step) {
 		for i := range x.o.Runs {
 			if r := &x.o.Runs[i]; r.Name == s.ID.Name && r.Attempt == s.ID.Attempt-1 {
 				ended = r.FinishedAt
+				if c, _ := containerOf(x.o.Pod, s.Container); r.OtherImage(c) {
+					k.Crash = pod.Crash{}
+				}
 			}
 		}
 		k.Crash = k.Crash.Next(ended, time.Now())

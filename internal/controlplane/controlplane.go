@@ -41,8 +41,8 @@ const (
 	// KubeletClientName is the common name of the certificate by which the API server calls agents.
 	KubeletClientName = pki.KubeletClientName
 
-	// startTimeout is how long everything may take to become ready.
-	startTimeout = 2 * time.Minute
+	// startTimeout is how long everything may take to become ready: seconds, but on an emulated processor.
+	startTimeout = 10 * time.Minute
 	// renewPeriod is how often certificates are looked at while running.
 	renewPeriod = 12 * time.Hour
 )

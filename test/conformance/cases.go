@@ -53,6 +53,23 @@ func (j *judge) cases(ctx context.Context, focus, skip string) ([]string, error)
 	return slices.Compact(names), nil
 }
 
+// sample takes n cases of each area, spread over it: an area is a feature, and
+// a few cases tell whether it works at all.
+func sample(cases []string, n int) (some []string) {
+	areas := map[string][]string{}
+	for _, c := range cases {
+		areas[areaOf(c)] = append(areas[areaOf(c)], c)
+	}
+	for _, of := range areas {
+		take := min(n, len(of))
+		for i := range take {
+			some = append(some, of[i*len(of)/take])
+		}
+	}
+	slices.Sort(some)
+	return some
+}
+
 // part is the i-th of n parts, dealt one by one so that slow neighbours part.
 func part(cases []string, shard string) ([]string, error) {
 	if shard == "" {

@@ -28,7 +28,7 @@ type recipe struct {
 }
 
 // tools is a root file system with what cases run in it, by whatever libc.
-var tools = []string{"busybox", "libc-bin", "bash", "curl", "bind9-dnsutils", "netcat-openbsd", "iproute2", "iputils-ping", "iperf"}
+var tools = []string{"busybox", "libc-bin", "bash", "curl", "bind9-dnsutils", "netcat-openbsd", "iproute2", "iputils-ping", "iperf", "wget"}
 
 // recipes are the images that can be made, by their names without registry
 // and tag: https://github.com/kubernetes/kubernetes/tree/v1.36.3/test/images.

@@ -33,6 +33,14 @@ type judge struct {
 	results  *results
 }
 
+// choice is which cases to run.
+type choice struct {
+	focus, skip string // regular expressions
+	shard       string // i/n
+	each        int    // so many of each area; 0 is all
+	again       bool
+}
+
 func (j *judge) program(name string) string { return filepath.Join(j.dir, "bin", name) }
 
 func main() {
@@ -42,67 +50,83 @@ func main() {
 	flag.StringVar(&j.upstream, "upstream", "", "directory of the module k8s.io/kubernetes")
 	flag.IntVar(&j.procs, "procs", 8, "cases at once; those that want to be alone are")
 	flag.DurationVar(&j.limit, "limit", 24*time.Minute, "end after this time; a later run goes on")
-	focus := flag.String("focus", "", `regular expression of cases, [Conformance] if empty`)
-	skip := flag.String("skip", "", "regular expression of cases to leave out")
-	shard := flag.String("shard", "", "i/n: only the i-th of n equal parts")
-	again := flag.Bool("again", false, "run those too that have passed before")
+	var c choice
+	flag.StringVar(&c.focus, "focus", `\[Conformance\]`, "regular expression of cases")
+	flag.StringVar(&c.skip, "skip", "", "regular expression of cases to leave out")
+	flag.StringVar(&c.shard, "shard", "", "i/n: only the i-th of n equal parts")
+	flag.IntVar(&c.each, "each", 0, "only so many cases of each area")
+	flag.BoolVar(&c.again, "again", false, "run those too that have passed before")
 	page := flag.String("page", "", "run nothing: write this page from all results so far")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := j.run(ctx, *focus, *skip, *shard, *again, *page); err != nil {
+	if err := j.run(ctx, c, *page); err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)
 		os.Exit(1)
 	}
 }
 
-func (j *judge) run(ctx context.Context, focus, skip, shard string, again bool, page string) (err error) {
+func (j *judge) run(ctx context.Context, c choice, page string) (err error) {
 	for _, p := range []*string{&j.dir, &j.kubectl} {
 		if *p, err = filepath.Abs(*p); err != nil {
 			return err
 		}
 	}
-	if focus == "" {
-		focus = `\[Conformance\]`
-	}
-	cases, err := j.cases(ctx, focus, skip)
-	if err != nil {
-		return err
-	}
-	if cases, err = part(cases, shard); err != nil {
-		return err
-	}
-	if len(cases) == 0 {
-		return errors.New("no case matches")
-	}
 	if j.results, err = openResults(filepath.Join(j.dir, "results.jsonl")); err != nil {
 		return err
 	}
 	defer j.results.close()
-	for _, c := range severalMachines {
-		j.results.last[c] = result{Case: c, State: skipped, Message: "needs several machines"}
-	}
 	if page != "" {
-		return writePage(page, cases, j.results)
+		all, err := j.cases(ctx, ".", "")
+		if err != nil {
+			return err
+		}
+		j.results.leaveOut(severalMachines, "needs several machines")
+		return writePage(page, all, j.results)
 	}
-	open := cases
-	if !again {
-		open = j.results.notPassed(cases)
+	cases, err := j.choose(ctx, c)
+	if err != nil {
+		return err
 	}
-	open = slices.DeleteFunc(slices.Clone(open), func(c string) bool { return slices.Contains(severalMachines, c) })
+	if c.again {
+		j.results.forget(cases)
+	}
+	j.results.leaveOut(severalMachines, "needs several machines")
+	open := slices.DeleteFunc(j.results.notPassed(cases), func(c string) bool { return slices.Contains(severalMachines, c) })
 	if len(open) > 0 {
 		if err := j.judge(ctx, open); err != nil {
 			return err
 		}
 	}
 	table(os.Stdout, cases, j.results)
-	if failed := j.results.count(cases, failed); failed > 0 {
-		return fmt.Errorf("%d of %d cases failed", failed, len(cases))
-	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	_, all := tallies(cases, j.results)
+	if all.failed > 0 {
+		return fmt.Errorf("%d of %d cases failed", all.failed, len(cases))
+	}
+	if silent := j.results.silent(cases); silent > 0 {
+		return fmt.Errorf("%d of %d cases have said nothing yet; run it again to go on", silent, len(cases))
+	}
 	return nil
+}
+
+func (j *judge) choose(ctx context.Context, c choice) ([]string, error) {
+	cases, err := j.cases(ctx, c.focus, c.skip)
+	if err != nil {
+		return nil, err
+	}
+	if c.each > 0 {
+		cases = sample(cases, c.each)
+	}
+	if cases, err = part(cases, c.shard); err != nil {
+		return nil, err
+	}
+	if len(cases) == 0 {
+		return nil, errors.New("no case matches")
+	}
+	return cases, nil
 }
 
 // judge makes a machine, runs the cases on it and records what they say.

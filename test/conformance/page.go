@@ -52,7 +52,8 @@ func tallies(cases []string, r *results) (byArea map[string]*tally, all tally) {
 	return byArea, all
 }
 
-// table prints what passed, by area, and names what failed.
+// table prints what passed, by area, names what failed and closes with a line
+// for machines.
 func table(w io.Writer, cases []string, r *results) {
 	byArea, all := tallies(cases, r)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -68,51 +69,76 @@ func table(w io.Writer, cases []string, r *results) {
 			fmt.Fprintln(w, "FAILED", c)
 		}
 	}
+	fmt.Fprintf(w, "%d passed, %d failed, %d not run\n", all.passed, all.failed, all.notRun)
 }
 
 // severalMachines are the cases that one machine can never pass.
 var severalMachines = []string{
+	"[sig-apps] Daemon set [Serial] should rollback without unnecessary restarts [Conformance]",
 	"[sig-architecture] Conformance Tests should have at least two untainted nodes [Conformance]",
 }
 
-// writePage writes what all runs so far have said. Why a case fails, people
-// write into the page below its name: what is there is kept.
-func writePage(file string, cases []string, r *results) error {
+// writePage writes what all runs so far have said of all the suite's cases.
+// Why a case fails, people write into the page below its name: what is there
+// is kept.
+func writePage(file string, all []string, r *results) error {
 	old, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	causes := causesIn(string(old))
-	var b strings.Builder
-	byArea, all := tallies(cases, r)
-	fmt.Fprintf(&b, pageHead, all.passed+all.failed+all.notRun, all.passed, all.failed, all.notRun)
-	b.WriteString("| area | passed | failed | not run |\n|---|---|---|---|\n")
+	p := page{results: r, causes: causesIn(string(old))}
+	var conformance, beyond []string
+	for _, c := range all {
+		switch {
+		case strings.Contains(c, "[Conformance]"):
+			conformance = append(conformance, c)
+		case strings.Contains(c, "[NodeConformance]"), r.last[c].State != "":
+			beyond = append(beyond, c)
+		}
+	}
+	p.WriteString(pageHead)
+	p.chapter("[Conformance]", "", conformance)
+	p.chapter("Beyond", pageBeyond, beyond)
+	return os.WriteFile(file, []byte(p.String()), 0o644)
+}
+
+// page is a page in the making.
+type page struct {
+	strings.Builder
+	results *results
+	causes  map[string]string // by case
+}
+
+func (p *page) chapter(title, text string, cases []string) {
+	byArea, all := tallies(cases, p.results)
+	fmt.Fprintf(p, "\n## %s\n%sOf %d cases **%d passed, %d failed, %d were not run**.\n\n", title, text, len(cases), all.passed, all.failed, all.notRun)
+	p.WriteString("| area | passed | failed | not run |\n|---|---|---|---|\n")
 	for _, a := range slices.Sorted(maps.Keys(byArea)) {
 		n := byArea[a]
-		fmt.Fprintf(&b, "| %s | %d | %d | %d |\n", a, n.passed, n.failed, n.notRun)
+		fmt.Fprintf(p, "| %s | %d | %d | %d |\n", a, n.passed, n.failed, n.notRun)
 	}
-	list := func(title string, of func(state string) bool) {
-		fmt.Fprintf(&b, "\n## %s\n", title)
-		none := true
-		for _, c := range cases {
-			last := r.last[c]
-			if !of(last.State) {
-				continue
-			}
-			none = false
-			cause := causes[c]
-			if cause == "" {
-				cause, _, _ = strings.Cut(last.Message, "\n")
-			}
-			fmt.Fprintf(&b, "- `%s`  \n  %s\n", c, cmp.Or(cause, "no cause known"))
+	p.list("Failed", cases, func(state string) bool { return state == failed })
+	p.list("Not run", cases, func(state string) bool { return state != failed && state != passed })
+}
+
+func (p *page) list(title string, cases []string, of func(state string) bool) {
+	fmt.Fprintf(p, "\n### %s\n", title)
+	none := true
+	for _, c := range cases {
+		last := p.results.last[c]
+		if !of(last.State) {
+			continue
 		}
-		if none {
-			b.WriteString("None.\n")
+		none = false
+		cause := p.causes[c]
+		if cause == "" {
+			cause, _, _ = strings.Cut(last.Message, "\n")
 		}
+		fmt.Fprintf(p, "- `%s`  \n  %s\n", c, cmp.Or(cause, "no cause known"))
 	}
-	list("Failed", func(state string) bool { return state == failed })
-	list("Not run", func(state string) bool { return state != failed && state != passed })
-	return os.WriteFile(file, []byte(b.String()), 0o644)
+	if none {
+		p.WriteString("None.\n")
+	}
 }
 
 // causesIn finds in a page what stands below the name of each case.
@@ -145,7 +171,7 @@ Programs, images, logs, JUnit and results stay in ` + "`dist/conformance`" + `; 
 killed loses only the running ones. The suite's images are made from its own sources and Debian's packages and served by a registry
 outside the machine under the names that the suite expects. Where upstream's image is Alpine, or nginx's own, ours is Debian with the
 same programs: test/conformance/images.go has the list.
+`
 
-Of %d cases **%d passed, %d failed, %d were not run**.
-
+const pageBeyond = `What else of the suite has been run: all of [NodeConformance], and what else judges what tutti claims.
 `

@@ -81,13 +81,30 @@ func (r *results) notPassed(cases []string) (open []string) {
 	return open
 }
 
-func (r *results) count(cases []string, state string) (n int) {
+// silent counts the cases that have said nothing: they were not run, or cut
+// short.
+func (r *results) silent(cases []string) (n int) {
 	for _, c := range cases {
-		if r.last[c].State == state {
+		if r.last[c].State == "" {
 			n++
 		}
 	}
 	return n
+}
+
+// forget makes as if the cases had never been run. The file keeps what they
+// said until they say more.
+func (r *results) forget(cases []string) {
+	for _, c := range cases {
+		delete(r.last, c)
+	}
+}
+
+// leaveOut notes of cases why they are not run.
+func (r *results) leaveOut(cases []string, why string) {
+	for _, c := range cases {
+		r.last[c] = result{Case: c, State: skipped, Message: why}
+	}
 }
 
 // progress reads ginkgo's report as it is written, notes at once what has

@@ -63,6 +63,9 @@ type Config struct {
 	Log           *slog.Logger // may be nil
 }
 
+// nodeLogs is what /logs/ shows of the machine, as a kubelet does.
+const nodeLogs = "/var/log"
+
 // Server answers on the kubelet port.
 type Server struct {
 	cfg     Config
@@ -114,6 +117,7 @@ func (s *Server) routes() http.Handler {
 		mux.Handle("GET "+path, metrics.HandlerFor(registry, metrics.HandlerOpts{ErrorHandling: metrics.ContinueOnError}))
 	}
 	mux.HandleFunc("GET /configz", s.configz)
+	mux.Handle("GET /logs/", http.StripPrefix("/logs/", http.FileServer(http.Dir(nodeLogs))))
 	mux.HandleFunc("GET "+api.PathFlows, s.flows)
 	return mux
 }

@@ -311,6 +311,7 @@ func TestAuthorization(t *testing.T) {
 		{"admin", "/healthz", http.StatusOK},
 		{"reader", "/metrics/cadvisor", http.StatusOK},
 		{"reader", "/configz", http.StatusForbidden},
+		{"reader", "/logs/", http.StatusForbidden},
 		{"reader", api.PathFlows, http.StatusForbidden},
 		{"admin", "/nothing", http.StatusNotFound},
 	} {
@@ -683,6 +684,21 @@ func TestCAdvisorNetwork(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no eth0 in:\n%s", body)
 		}
+	}
+}
+
+func TestNodeLogs(t *testing.T) {
+	file, err := os.CreateTemp(nodeLogs, "tutti-test-*.log")
+	must(t, err)
+	defer os.Remove(file.Name())
+	_, err = file.WriteString("of the machine")
+	must(t, errors.Join(err, file.Close()))
+	f, name := newFixture(t), filepath.Base(file.Name())
+	if code, body := f.get("/logs/"); code != http.StatusOK || !strings.Contains(body, name) {
+		t.Errorf("%d %s", code, body)
+	}
+	if code, body := f.get("/logs/" + name); code != http.StatusOK || body != "of the machine" {
+		t.Errorf("%d %s", code, body)
 	}
 }
 

@@ -78,6 +78,7 @@ type Bench struct {
 	Runtime runtime.Runtime
 	Layer   string
 	Pod     runtime.Pod
+	Ground  string // as it was opened
 	Ctx     context.Context
 	dir     string
 }
@@ -104,18 +105,21 @@ func NewBenchWith(t testing.TB, rt runtime.Runtime, layer string, pod runtime.Po
 			t.Error(err)
 		}
 	})
-	b.open()
+	b.Ground = b.open()
 	return b
 }
 
-func (b *Bench) open() {
+// open opens the pod and returns what its ground is called.
+func (b *Bench) open() string {
 	b.Helper()
 	if b.Pod.IDs.Size > 0 {
 		netns, err := b.Runtime.(runtime.UserNamespaces).OpenNamespaces(b.Ctx, b.Pod)
 		b.must(err)
 		b.Pod.NetNS = netns
 	}
-	b.must(b.Runtime.Open(b.Ctx, b.Pod))
+	ground, err := b.Runtime.Open(b.Ctx, b.Pod)
+	b.must(err)
+	return ground
 }
 
 func (b *Bench) must(err error) {
@@ -779,8 +783,11 @@ func closeKills(b *Bench) {
 	if _, err := b.Runtime.Start(b.Ctx, b.Workload("late", "true")); !errors.Is(err, runtime.ErrNotFound) {
 		b.Errorf("start in a closed pod: %v", err)
 	}
-	b.open()
-	b.open()
+	ground, again := b.open(), b.open()
+	b.equal("ground that was there", again, ground)
+	if ground == "" || ground == b.Ground {
+		b.Errorf("ground %q after %q", ground, b.Ground)
+	}
 	b.equal("in the pod opened again", b.Output(b.Workload("one", "echo anew")), "anew\n")
 }
 
