@@ -99,7 +99,7 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.gate, err = newGate(context.Background(), a.node.Node); err != nil {
+	if a.gate, err = newGate(context.Background(), a.node.Node, c.UnsafeSysctls); err != nil {
 		return nil, err
 	}
 	a.users = newUsers(a)

@@ -152,6 +152,10 @@ type Workload struct {
 	// Seccomp is "" for none, "default" for the runtime's default profile, or
 	// the path of a profile file.
 	Seccomp string
+	// AppArmor is "" for the runtime's default profile where the machine has
+	// it, "default" for that profile or no start, "unconfined", or the name of
+	// a profile that is loaded.
+	AppArmor string
 	// Unmasked leaves /proc and /sys unmasked (procMount: Unmasked).
 	Unmasked bool
 

@@ -18,6 +18,7 @@ import (
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	"k8s.io/kubernetes/pkg/kubelet/qos"
 	"k8s.io/kubernetes/pkg/kubelet/util/format"
+	"k8s.io/kubernetes/pkg/security/apparmor"
 	"k8s.io/kubernetes/pkg/securitycontext"
 
 	"tutti.dev/tutti/internal/agent/pod"
@@ -150,6 +151,7 @@ func Workload(in Input, m Machine) (runtime.Workload, error) {
 		Capabilities:    capabilities(sc.Capabilities),
 		NoNewPrivileges: securitycontext.AddNoNewPrivileges(sc),
 		Seccomp:         seccomp,
+		AppArmor:        appArmor(p, c),
 		Unmasked:        sc.ProcMount != nil && *sc.ProcMount == v1.UnmaskedProcMount,
 		Mounts:          in.Mounts,
 		Resources:       ContainerResources(p, c),
@@ -305,6 +307,20 @@ func seccompOf(p *v1.Pod, c *v1.Container, m Machine) (string, error) {
 		return filepath.Join(m.DataDir, "seccomp", *s.LocalhostProfile), nil
 	}
 	return "", fmt.Errorf("seccomp profile of type %s cannot be used", s.Type)
+}
+
+// appArmor is the profile of a container in the runtime's words. Admission has
+// seen to it that one that is asked for can be had.
+func appArmor(p *v1.Pod, c *v1.Container) string {
+	switch profile := apparmor.GetProfile(p, c); {
+	case profile == nil:
+		return ""
+	case profile.Type == v1.AppArmorProfileTypeLocalhost && profile.LocalhostProfile != nil:
+		return *profile.LocalhostProfile
+	case profile.Type == v1.AppArmorProfileTypeUnconfined:
+		return "unconfined"
+	}
+	return "default"
 }
 
 // StopSignal is what asks a container to end: the pod's wish, the image's, or

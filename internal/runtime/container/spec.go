@@ -61,6 +61,9 @@ func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload,
 	if size := pod.IDs.Size; size > 0 && (p.User.UID >= size || slices.Max(p.User.AdditionalGids) >= size) {
 		return nil, fmt.Errorf("%w: user %d with groups %v is outside the pod's user namespace; use numbers below %d, or leave hostUsers out", runtime.ErrInvalid, p.User.UID, p.User.AdditionalGids, size)
 	}
+	if p.ApparmorProfile, err = r.appArmor(w); err != nil {
+		return nil, err
+	}
 	p.Capabilities = r.capabilities(w)
 	p.OOMScoreAdj = r.oomScore(w.OOMScoreAdj)
 
@@ -252,7 +255,7 @@ func filter(s *specs.Spec, w runtime.Workload, root string) (*specs.LinuxSeccomp
 	}
 	data, err := os.ReadFile(profile)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%w: seccomp profile: %v", runtime.ErrInvalid, err)
+		return nil, fmt.Errorf("%w: there is no seccomp profile %s on this machine; put it there", runtime.ErrInvalid, profile)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
