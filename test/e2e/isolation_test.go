@@ -76,6 +76,43 @@ containers:
 		until: "jsonpath={.status.phase}=Succeeded",
 		logs:  "^1\n0\n$",
 	},
+	{
+		name:  "seccomp-of-this-machine",
+		spec:  one("command: [sh, -c, 'mkdir /tmp/x 2>/dev/null || echo denied; touch /tmp/y && echo allowed; grep Seccomp: /proc/self/status']\nsecurityContext: {seccompProfile: {type: Localhost, localhostProfile: deny/mkdir.json}}"),
+		until: "jsonpath={.status.phase}=Succeeded",
+		logs:  "^denied\nallowed\nSeccomp:\t2\n$",
+	},
+	{
+		name:   "seccomp-missing",
+		spec:   one("command: ['true']\nsecurityContext: {seccompProfile: {type: Localhost, localhostProfile: deny/nothing.json}}"),
+		until:  "jsonpath={.status.containerStatuses[0].state.terminated.reason}=StartError",
+		fields: map[string]string{"{.status.containerStatuses[0].state.terminated.message}": `there is no seccomp profile \S+/seccomp/deny/nothing.json on this machine; put it there`},
+	},
+	{
+		name:   "unsafe-sysctl",
+		spec:   one("command: ['true']") + "securityContext: {sysctls: [{name: net.core.somaxconn, value: '100'}]}\n",
+		until:  "jsonpath={.status.phase}=Failed",
+		fields: map[string]string{"{.status.reason}": "^SysctlForbidden$", "{.status.message}": "net.core.somaxconn"},
+	},
+	{
+		// Without SELinux there is nothing that a label could do, as with a kubelet.
+		name:  "selinux-label",
+		spec:  one("command: [echo, runs]") + "securityContext: {seLinuxOptions: {level: 's0:c1,c2'}}\n",
+		until: "jsonpath={.status.phase}=Succeeded",
+		logs:  "^runs\n$",
+	},
+	{
+		name:  "privileged",
+		spec:  one("command: [sh, -c, \"grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status\"]\nsecurityContext: {privileged: true, seccompProfile: {type: RuntimeDefault}}"),
+		until: "jsonpath={.status.phase}=Succeeded",
+		logs:  "^NoNewPrivs:\t0\nSeccomp:\t0\n$",
+	},
+	{
+		name:  "root-without-new-privileges",
+		spec:  one("command: [sh, -c, \"id -u; grep -E '^NoNewPrivs:' /proc/self/status\"]\nsecurityContext: {allowPrivilegeEscalation: false}"),
+		until: "jsonpath={.status.phase}=Succeeded",
+		logs:  "^0\nNoNewPrivs:\t1\n$",
+	},
 }
 
 func TestIsolation(t *testing.T) {
@@ -83,6 +120,13 @@ func TestIsolation(t *testing.T) {
 	ns := n.namespace("isolation")
 	n.kubectl("-n", ns, "create", "configmap", "settings", "--from-literal=word=from-config")
 	n.kubectl("-n", ns, "create", "secret", "generic", "secrets", "--from-literal=word=from-secret")
+	profile := filepath.Join(n.Dir, "seccomp", "deny", "mkdir.json")
+	if err := os.MkdirAll(filepath.Dir(profile), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(profile, []byte(`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	n.try(ns, isolated)
 
 	if got := n.kubectl("get", "nodes", "-o", `jsonpath={.items[0].status.features.supplementalGroupsPolicy} {.items[0].status.runtimeHandlers[?(@.name=="container")].features}`); got != `true {"recursiveReadOnlyMounts":true,"userNamespaces":true}` {
