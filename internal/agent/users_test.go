@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"testing"
@@ -48,6 +49,11 @@ func TestUserIDs(t *testing.T) {
 	again.release("one")
 	if _, err := os.Stat(again.GetPodDir("one") + "/userns"); !os.IsNotExist(err) {
 		t.Errorf("after release: %v", err)
+	}
+	u.fault = errors.New("why")
+	const says = "no user namespace can be given (why); correct /etc/subuid and /etc/subgid for the user kubelet, or leave hostUsers out"
+	if _, err := u.of(&v1.Pod{Spec: v1.PodSpec{HostUsers: new(bool)}}, mapper{}); err == nil || err.Error() != says {
+		t.Errorf("without a range: %v", err)
 	}
 	if ids, err := u.of(&v1.Pod{}, nil); err != nil || ids != (runtime.IDs{}) {
 		t.Errorf("a pod with the machine's users: %+v %v", ids, err)

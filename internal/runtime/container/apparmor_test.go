@@ -28,12 +28,12 @@ func TestAppArmor(t *testing.T) {
 			t.Errorf("profile %q: %v", profile, err)
 		}
 	}
-	refused("no-such-profile", `AppArmor profile "no-such-profile" is not loaded on this machine; load it with apparmor_parser`)
+	refused("no-such-profile", `cannot start as specified: AppArmor profile "no-such-profile" is not loaded on this machine; load it with apparmor_parser`)
 	if !apparmor.HostSupports() {
 		if got := b.Output(workload("plain", "")); got != "mounted\n" {
 			t.Errorf("without AppArmor: %q", got)
 		}
-		refused("default", "the kernel has no AppArmor or /sbin/apparmor_parser is missing; install the package apparmor, or leave appArmorProfile out")
+		refused("default", "cannot start as specified: the default AppArmor profile cannot be loaded, the kernel has no AppArmor or /sbin/apparmor_parser is missing; install the package apparmor, or leave appArmorProfile out")
 		return
 	}
 	for i, c := range []struct {

@@ -87,7 +87,7 @@ func (r *Runtime) probeIDs() error {
 	}()
 	const first, size = 1 << 16, 1 << 16
 	if err := namespace.MakeOwned(dir, first, size, nil); err != nil {
-		return fmt.Errorf("this machine's kernel gives no user namespaces (%w); raise user.max_user_namespaces, or leave hostUsers out", err)
+		return noUserNamespaces(err)
 	}
 	memory := filepath.Join(dir, "memory")
 	if err := os.Mkdir(memory, 0o700); err != nil {
@@ -102,10 +102,18 @@ func (r *Runtime) probeIDs() error {
 			return err
 		}
 		if err := mount.IDMapped(source, "", filepath.Join(dir, string(namespace.User))); err != nil {
-			return fmt.Errorf("this machine cannot mount %s with other owners (file system type %#x; Linux 6.3 can for tmpfs, ext4, xfs and btrfs); use another machine, or leave hostUsers out", filepath.Dir(source), fs.Type)
+			return noMapping(filepath.Dir(source), int64(fs.Type))
 		}
 	}
 	return nil
+}
+
+func noUserNamespaces(err error) error {
+	return fmt.Errorf("this machine's kernel gives no user namespaces (%w); raise user.max_user_namespaces, or leave hostUsers out", err)
+}
+
+func noMapping(dir string, fileSystem int64) error {
+	return fmt.Errorf("this machine cannot mount %s with other owners (file system type %#x; Linux 6.3 can for tmpfs, ext4, xfs and btrfs); use another machine, or leave hostUsers out", dir, fileSystem)
 }
 
 // rootDir is where the root of a workload or of the pod's init is mounted.

@@ -123,13 +123,13 @@ echo all; sleep 1000`)
 	// Where owners cannot be mapped, it says so.
 	bad := b.Workload("bad", "true")
 	bad.Mounts = []runtime.Mount{{Source: "/proc", Target: "/data"}}
-	const says = "what is to be mounted on /data is on a file system that cannot be mounted with other owners (hostUsers: false); use another volume, or leave hostUsers out"
+	const says = "cannot start as specified: what is to be mounted on /data is on a file system that cannot be mounted with other owners (hostUsers: false); use another volume, or leave hostUsers out"
 	if _, err := m.Runtime.Start(b.Ctx, bad); err == nil || !strings.HasSuffix(err.Error(), says) {
 		t.Errorf("mount of proc: %v", err)
 	}
 	bad = b.Workload("far", "true")
 	bad.User = "70000"
-	if _, err := m.Runtime.Start(b.Ctx, bad); err == nil || !strings.Contains(err.Error(), "is outside the pod's user namespace; use numbers below 65536") {
+	if _, err := m.Runtime.Start(b.Ctx, bad); err == nil || !strings.Contains(err.Error(), "cannot start as specified: user 70000 with groups [0] is outside the pod's user namespace; use numbers below 65536, or leave hostUsers out") {
 		t.Errorf("a user without a number outside: %v", err)
 	}
 
@@ -138,5 +138,19 @@ echo all; sleep 1000`)
 	}
 	if left, err := filepath.Glob(filepath.Join(openRoots(m.root), "*")); err != nil || len(left) > 0 {
 		t.Errorf("left: %q %v", left, err)
+	}
+}
+
+func TestWhatLacksForUserNamespaces(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		says string
+	}{
+		{noUserNamespaces(unix.ENOSPC), "this machine's kernel gives no user namespaces (no space left on device); raise user.max_user_namespaces, or leave hostUsers out"},
+		{noMapping("/data", unix.TMPFS_MAGIC), "this machine cannot mount /data with other owners (file system type 0x1021994; Linux 6.3 can for tmpfs, ext4, xfs and btrfs); use another machine, or leave hostUsers out"},
+	} {
+		if c.err.Error() != c.says {
+			t.Errorf("%q, want %q", c.err, c.says)
+		}
 	}
 }
