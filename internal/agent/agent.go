@@ -43,6 +43,7 @@ type Agent struct {
 	machine  translate.Machine
 	node     *node.Node
 	gate     *gate
+	users    *users
 	recorder record.EventRecorder
 
 	podInformer cache.SharedIndexInformer
@@ -98,14 +99,16 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	a.node, err = node.New(node.Config{
 		Name: c.NodeName, Hostname: c.Hostname, IP: c.NodeIP, Client: client, Version: c.Version,
 		MaxPods: c.MaxPods, Port: c.Port, DataDir: c.DataDir, Handlers: handlers, Images: c.Images.List,
-		SetRange: c.Network.SetRange, Log: c.Log,
+		UserNamespaces: func(handler string) bool { return canMapIDs(a.Runtimes[handler]) == nil },
+		SetRange:       c.Network.SetRange, Log: c.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if a.gate, err = newGate(context.Background(), a.node.Node); err != nil {
+	if a.gate, err = newGate(context.Background(), a.node.Node, c.UnsafeSysctls); err != nil {
 		return nil, err
 	}
+	a.users = newUsers(a)
 	memory := a.node.Node().Status.Capacity[v1.ResourceMemory]
 	a.machine = translate.Machine{MemoryBytes: memory.Value(), DataDir: c.DataDir}
 	if a.Probes == nil {

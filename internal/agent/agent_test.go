@@ -26,6 +26,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
+	"k8s.io/kubernetes/pkg/security/apparmor"
 
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/probe"
@@ -712,11 +713,14 @@ func TestIsolationIsNotIgnored(t *testing.T) {
 	b.create(func(p *v1.Pod) {
 		p.Spec.SecurityContext = &v1.PodSecurityContext{AppArmorProfile: &v1.AppArmorProfile{Type: v1.AppArmorProfileTypeRuntimeDefault}}
 	})
-	b.until("the pod is refused", func() bool {
-		s := b.pod().Status
-		return s.Phase == v1.PodFailed && s.Reason == "AppArmor" &&
-			strings.HasSuffix(s.Message, "AppArmor is not supported by tutti yet; leave appArmorProfile out, or set it to Unconfined")
-	})
+	if apparmor.NewValidator().ValidateHost() == nil {
+		b.until("the pod runs with it", func() bool { return b.pod().Status.Phase == v1.PodRunning })
+	} else {
+		b.until("the pod is refused", func() bool {
+			s := b.pod().Status
+			return s.Phase == v1.PodFailed && s.Reason == "AppArmor" && strings.HasSuffix(s.Message, "Cannot enforce AppArmor: AppArmor is not enabled on the host")
+		})
+	}
 
 	b = newBench(t)
 	b.create(func(p *v1.Pod) { p.Spec.HostUsers = new(bool) })
@@ -726,7 +730,7 @@ func TestIsolationIsNotIgnored(t *testing.T) {
 		for _, x := range b.agent.actors {
 			x.mu.Lock()
 			defer x.mu.Unlock()
-			return x.o.Ground.Fault != nil && x.o.Ground.Fault.Message == "user namespaces are not supported by tutti yet; leave hostUsers out"
+			return x.o.Ground.Fault != nil && x.o.Ground.Fault.Message == "the pod's RuntimeClass has no user namespaces; use the class container, or leave hostUsers out"
 		}
 		return false
 	})

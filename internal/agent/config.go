@@ -55,6 +55,9 @@ type Config struct {
 	Probes  Probes
 	// MaxPods is how many pods the machine takes; 0 is 250.
 	MaxPods int
+	// UnsafeSysctls are those that pods may set beside the safe ones; a "*" at
+	// the end of one stands for anything.
+	UnsafeSysctls []string
 	// Port is where the kubelet's endpoints are served; 0 is 10250. CertFile
 	// and KeyFile are their certificate, ClientCAFile the authority of their
 	// clients; without a certificate they are not served.

@@ -104,10 +104,11 @@ func (x *actor) lasts(p *pod.Part) bool {
 // openGround attaches the pod to the network and opens it in its runtime.
 func (x *actor) openGround(ctx context.Context) error {
 	p := x.desired()
-	if p.Spec.HostUsers != nil && !*p.Spec.HostUsers {
-		return errors.New("user namespaces are not supported by tutti yet; leave hostUsers out")
-	}
 	rt, err := x.runtime()
+	if err != nil {
+		return err
+	}
+	ids, err := x.a.users.of(p, rt)
 	if err != nil {
 		return err
 	}
@@ -120,6 +121,13 @@ func (x *actor) openGround(ctx context.Context) error {
 		if err := x.a.node.WaitRange(ctx); err != nil {
 			return fmt.Errorf("wait for this node's range of pod addresses: %w", err)
 		}
+		if ids.Size > 0 {
+			// It must be made in the pod's user namespace.
+			n.NetNS, err = rt.(runtime.UserNamespaces).OpenNamespaces(ctx, runtime.Pod{ID: x.uid, IDs: ids})
+			if err != nil {
+				return err
+			}
+		}
 		at, err := x.a.Network.Attach(ctx, n)
 		if err != nil {
 			return fmt.Errorf("attach to the pod network: %w", err)
@@ -131,7 +139,9 @@ func (x *actor) openGround(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ground, err := rt.Open(ctx, translate.Pod(p, hostname, netns))
+	asked := translate.Pod(p, hostname, netns)
+	asked.IDs = ids
+	ground, err := rt.Open(ctx, asked)
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
@@ -490,6 +500,7 @@ func (x *actor) close(ctx context.Context) error {
 			return fmt.Errorf("close: %w", err)
 		}
 	}
+	x.a.users.release(x.uid)
 	if err := x.a.Volumes.Remove(ctx, p.UID); err != nil {
 		return fmt.Errorf("remove volumes: %w", err)
 	}

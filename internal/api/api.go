@@ -72,4 +72,7 @@ type Settings struct {
 	// ClusterCIDR and ServiceCIDR are where pods and Services get addresses.
 	ClusterCIDR string `json:"clusterCIDR,omitempty"`
 	ServiceCIDR string `json:"serviceCIDR,omitempty"`
+	// UnsafeSysctls are the kernel's settings that pods may change for
+	// themselves beside the safe ones, separated by commas: net.core.*
+	UnsafeSysctls string `json:"unsafeSysctls,omitempty"`
 }

@@ -177,6 +177,7 @@ func settingsFlags(f *pflag.FlagSet, s *api.Settings) {
 	f.StringVar(&s.NodeName, "node-name", "", "name of this machine in the cluster (default its host name)")
 	f.StringVar(&s.ClusterCIDR, "cluster-cidr", "", "addresses of pods (default 10.42.0.0/16)")
 	f.StringVar(&s.ServiceCIDR, "service-cidr", "", "addresses of Services (default 10.43.0.0/16)")
+	f.StringVar(&s.UnsafeSysctls, "allowed-unsafe-sysctls", "", "kernel settings that pods may change for themselves beside the safe ones: net.core.somaxconn,kernel.msg*")
 }
 
 // arguments is settingsFlags the other way.
@@ -198,5 +199,6 @@ func arguments(s api.Settings) []string {
 	add("node-name", s.NodeName)
 	add("cluster-cidr", s.ClusterCIDR)
 	add("service-cidr", s.ServiceCIDR)
+	add("allowed-unsafe-sysctls", s.UnsafeSysctls)
 	return args
 }

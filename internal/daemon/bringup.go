@@ -178,7 +178,8 @@ func (s *server) startAgent(ctx context.Context) error {
 		Runtimes: map[string]runtime.Runtime{"": containers, "container": containers},
 		Images:   s.rooms.images, RegistryAuth: s.rooms.registryAuth, Network: s.rooms.network, Version: api.Version,
 		Port: agentPort, CertFile: certificates.CertFile, KeyFile: certificates.KeyFile, ClientCAFile: certificates.ClientCAFile,
-		Log: s.log.With("room", "agent"),
+		UnsafeSysctls: unsafeSysctls(s.settings),
+		Log:           s.log.With("room", "agent"),
 	})
 	if err != nil {
 		return err

@@ -93,6 +93,7 @@ func overlay(s *api.Settings, with api.Settings) {
 	set(&s.NodeName, with.NodeName)
 	set(&s.ClusterCIDR, with.ClusterCIDR)
 	set(&s.ServiceCIDR, with.ServiceCIDR)
+	set(&s.UnsafeSysctls, with.UnsafeSysctls)
 	set(&s.Mirrors, with.Mirrors)
 	if with.Port != 0 {
 		s.Port = with.Port

@@ -67,6 +67,8 @@ type Config struct {
 	MaxPods, Port  int
 	DataDir        string
 	Handlers       []string // of RuntimeClasses; "" is the default
+	// UserNamespaces says whether pods of a handler can have one.
+	UserNamespaces func(handler string) bool
 	Images         func(context.Context) ([]image.Image, error)
 	// SetRange takes the range that pods here get their addresses from.
 	SetRange func(context.Context, netip.Prefix) error
@@ -414,7 +416,7 @@ func (n *Node) fill(ctx context.Context, s *v1.NodeStatus) {
 	}
 	s.DaemonEndpoints = v1.NodeDaemonEndpoints{KubeletEndpoint: v1.DaemonEndpoint{Port: int32(n.Port)}}
 	s.DeclaredFeatures = declaredFeatures()
-	s.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: new(bool)}
+	s.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: new(true)}
 	s.RuntimeHandlers = n.handlers()
 	s.Images = n.images(ctx)
 	n.conditions(s)
@@ -435,10 +437,11 @@ func declaredFeatures() []string {
 }
 
 func (n *Node) handlers() []v1.NodeRuntimeHandler {
-	yes, no := true, false
+	yes := true
 	var list []v1.NodeRuntimeHandler
 	for _, name := range n.Handlers {
-		list = append(list, v1.NodeRuntimeHandler{Name: name, Features: &v1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &yes, UserNamespaces: &no}})
+		users := n.UserNamespaces != nil && n.UserNamespaces(name)
+		list = append(list, v1.NodeRuntimeHandler{Name: name, Features: &v1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &yes, UserNamespaces: &users}})
 	}
 	sort.Slice(list, func(i, j int) bool { return list[i].Name < list[j].Name })
 	return list

@@ -72,6 +72,40 @@ func overlay(target string, layers []string, flags uintptr, more ...string) erro
 	return nil
 }
 
+// ErrUnmappable says that a file system cannot be mounted with other owners.
+var ErrUnmappable = errors.New("it cannot be mounted with other owners (idmapped)")
+
+// IDMapped makes source, a file or a directory, visible at target, which
+// exists: what there belongs to an ID of the user namespace at the path userns
+// belongs to the machine's own ID of the same number in source. What is
+// mounted below source is left out. An empty target only tries.
+func IDMapped(source, target, userns string) error {
+	ns, err := os.Open(userns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return &os.PathError{Op: "open_tree", Path: source, Err: err}
+	}
+	defer unix.Close(tree)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
+			err = ErrUnmappable
+		}
+		return fmt.Errorf("%s: %w", source, err)
+	}
+	if target == "" {
+		return nil
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", source, target, err)
+	}
+	return nil
+}
+
 // Bind makes source, a file or a directory, visible at target, which exists.
 func Bind(source, target string) error {
 	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
