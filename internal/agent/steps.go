@@ -212,9 +212,13 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	if err != nil {
 		return pod.ReasonConfig, err
 	}
+	devices, err := x.a.Volumes.Devices(p, c)
+	if err != nil {
+		return pod.ReasonConfig, err
+	}
 	w, err := translate.Workload(translate.Input{
 		Pod: p, Container: c, Attempt: id.Attempt, Image: img.Image, ImageID: imageID(img.Image), Layers: img.layers,
-		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts,
+		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, Devices: devices,
 	}, x.a.machine)
 	if err != nil {
 		return pod.ReasonConfig, err

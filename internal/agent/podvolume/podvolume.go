@@ -77,10 +77,12 @@ type pod struct {
 	files   filesState
 }
 
-// made is a volume that is ready to be mounted.
+// made is a volume that is ready to be mounted, or, if it is a block device,
+// given to containers as such.
 type made struct {
 	path     string
 	readOnly bool
+	block    bool
 }
 
 // NewManager returns a Manager. Close ends its watches.
@@ -118,15 +120,7 @@ func (m *Manager) Close() {
 // annotations have changed, it brings downward API volumes up to date. An
 // error names the volume (event FailedMount); the caller tries again.
 func (m *Manager) Prepare(ctx context.Context, obj *v1.Pod) error {
-	m.mu.Lock()
-	p := m.pods[obj.UID]
-	if p == nil {
-		p = &pod{made: map[string]made{}}
-		p.ctx, p.cancel = context.WithCancel(m.objects.ctx)
-		m.pods[obj.UID] = p
-	}
-	m.mu.Unlock()
-
+	p := m.known(obj.UID)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.removed {
@@ -156,7 +150,7 @@ func (m *Manager) Prepare(ctx context.Context, obj *v1.Pod) error {
 	var work errgroup.Group
 	for i := range obj.Spec.Volumes {
 		v := &obj.Spec.Volumes[i]
-		if _, ok := p.made[v.Name]; ok || filesOf(v) != nil {
+		if _, ok := p.made[v.Name]; ok || filesOf(v) != nil || v.Image != nil {
 			continue
 		}
 		attempt := func() error {
@@ -183,6 +177,38 @@ func (m *Manager) Prepare(ctx context.Context, obj *v1.Pod) error {
 	}
 	p.done = err == nil
 	return err
+}
+
+// known is what is known of a pod, which may be new.
+func (m *Manager) known(uid types.UID) *pod {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.pods[uid]
+	if p == nil {
+		p = &pod{made: map[string]made{}}
+		p.ctx, p.cancel = context.WithCancel(m.objects.ctx)
+		m.pods[uid] = p
+	}
+	return p
+}
+
+// MountImage makes the layers of an image, lowest first, the volume of that
+// name. Prepare leaves volumes of images to it, as they come with the images
+// of the containers that mount them. It can be repeated; a pod that has seen
+// an image goes on with that one, whatever its name stands for later.
+func (m *Manager) MountImage(uid types.UID, name string, layers []string) error {
+	p := m.known(uid)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.removed {
+		return fmt.Errorf("volume %q: the pod has been removed", name)
+	}
+	dir := m.layout.Volume(string(uid), "image", name)
+	if err := volume.MountLayers(layers, dir); err != nil {
+		return setUpError(name, err)
+	}
+	p.made[name] = made{path: dir, readOnly: true}
+	return nil
 }
 
 // setUpError uses the words that people search for.

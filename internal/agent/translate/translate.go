@@ -108,6 +108,7 @@ type Input struct {
 	Layers    []string
 	Args, Env []string
 	Mounts    []runtime.Mount
+	Devices   []runtime.Device
 }
 
 // Workload translates one run of a container. The text of an error is meant
@@ -148,6 +149,7 @@ func Workload(in Input, m Machine) (runtime.Workload, error) {
 		Seccomp:         seccomp,
 		Unmasked:        sc.ProcMount != nil && *sc.ProcMount == v1.UnmaskedProcMount,
 		Mounts:          in.Mounts,
+		Devices:         in.Devices,
 		Resources:       ContainerResources(p, c),
 		OOMScoreAdj:     &oom,
 		Log:             Log(m.DataDir, p.Namespace, p.Name, string(p.UID), c.Name, in.Attempt),

@@ -16,7 +16,8 @@ import (
 // Overlay mounts the layers, lowest first, with upper as the writable one on
 // target. work must be an empty directory on upper's file system. Nothing is
 // written through to the disk for the sake of a crash (volatile): upper must
-// not be used again after one.
+// not be used again after one. Without upper there must be two layers at
+// least, and nothing of them can be changed through target.
 func Overlay(target string, layers []string, upper, work string) error {
 	// The kernel takes one page of options and gives ':' and ',' a meaning,
 	// so directories are named by their descriptors.
@@ -42,15 +43,18 @@ func Overlay(target string, layers []string, upper, work string) error {
 		}
 		lower = append(lower, name)
 	}
-	up, err := short(upper)
-	if err != nil {
-		return err
+	options := "lowerdir=" + strings.Join(lower, ":")
+	if upper != "" {
+		up, err := short(upper)
+		if err != nil {
+			return err
+		}
+		wk, err := short(work)
+		if err != nil {
+			return err
+		}
+		options += fmt.Sprintf(",upperdir=%s,workdir=%s,volatile", up, wk)
 	}
-	wk, err := short(work)
-	if err != nil {
-		return err
-	}
-	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,volatile", strings.Join(lower, ":"), up, wk)
 	if err := unix.Mount("overlay", target, "overlay", 0, options); err != nil {
 		return fmt.Errorf("mount overlay of %d layers on %s: %w", len(layers), target, err)
 	}
