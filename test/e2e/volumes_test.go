@@ -141,3 +141,86 @@ volumes: [{name: disk, persistentVolumeClaim: {claimName: disk, readOnly: true}}
 	}
 	n.kubectl("-n", ns, "delete", "pods", "--all", "--grace-period=0", "--force", fmt.Sprintf("--timeout=%v", patience))
 }
+
+// What the machine mounts later reaches the containers that ask for it, what
+// a container mounts the machine; a mount that is read-only to the bottom
+// has nothing below it that can be written to.
+func TestMountsWithinMounts(t *testing.T) {
+	n := shared(t)
+	ns := n.namespace("mounts")
+	dir := filepath.Join(filepath.Dir(n.Dir), "mounts")
+	n.ok(n.Run(patience, "sh", "-ec", "mkdir -p $0/before $0/later $0/made; mount -t tmpfs before $0/before", dir))
+	t.Cleanup(func() {
+		n.kubectl("-n", ns, "delete", "pods", "--all", "--force", "--grace-period=0", fmt.Sprintf("--timeout=%v", patience))
+		n.ok(n.Run(patience, "sh", "-c", "umount $0/before $0/later $0/made 2>/dev/null; rm -r $0", dir))
+	})
+	var manifest []string
+	for name, how := range map[string]string{
+		"none": "", "slave": ", mountPropagation: HostToContainer", "both": ", mountPropagation: Bidirectional",
+		"top": ", readOnly: true", "bottom": ", readOnly: true, recursiveReadOnly: Enabled",
+	} {
+		manifest = append(manifest, pod(ns, name, fmt.Sprintf(`
+terminationGracePeriodSeconds: 0
+containers:
+- name: main
+  image: busybox:1
+  command: [sleep, "100000"]
+  securityContext: {privileged: %v}
+  volumeMounts: [{name: dir, mountPath: /dir%s}]
+volumes: [{name: dir, hostPath: {path: %s}}]
+`, name == "both", how, dir)))
+	}
+	n.ok(n.Apply(strings.Join(manifest, "\n---\n")))
+	for _, name := range []string{"none", "slave", "both", "top", "bottom"} {
+		n.wait(ns, "pod/"+name, "condition=Ready")
+	}
+	n.kubectl("-n", ns, "exec", "both", "--", "sh", "-ec", "mount -t tmpfs made /dir/made; touch /dir/made/file")
+	n.ok(n.Run(patience, "sh", "-ec", "mount -t tmpfs later $0/later; touch $0/later/file; test -e $0/made/file", dir))
+	for name, want := range map[string]string{"none": "", "slave": "later made ", "both": "later made ", "top": "", "bottom": ""} {
+		if got := n.kubectl("-n", ns, "exec", name, "--", "sh", "-c", "for d in later made; do [ -e /dir/$d/file ] && echo -n \"$d \"; done; true"); got != want {
+			t.Errorf("%s sees the mounts %q, want %q", name, got, want)
+		}
+	}
+	for name, want := range map[string]string{"none": "top before ", "top": "before ", "bottom": ""} {
+		if got := n.kubectl("-n", ns, "exec", name, "--", "sh", "-c",
+			"touch /dir/f 2>/dev/null && echo -n 'top '; touch /dir/before/f 2>/dev/null && echo -n 'before '; true"); got != want {
+			t.Errorf("%s can write to %q, want %q", name, got, want)
+		}
+	}
+}
+
+// The pod's group gets all files of a volume, or, if the pod prefers that,
+// only those of one whose top it does not own yet.
+func TestFSGroupChangePolicy(t *testing.T) {
+	n := shared(t)
+	ns := n.namespace("fsgroup")
+	user := func(name, policy string) string {
+		return pod(ns, name, fmt.Sprintf(`
+restartPolicy: Never
+securityContext: {fsGroup: 2000, fsGroupChangePolicy: %s}
+containers:
+- name: main
+  image: busybox:1
+  command: [sh, -ec, "touch /data/file; stat -c %%g /data/file; chgrp 0 /data/file"]
+  volumeMounts: [{name: data, mountPath: /data}]
+volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
+`, policy))
+	}
+	n.ok(n.Apply(fmt.Sprintf(`
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data, namespace: %s}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+`, ns)))
+	for _, c := range []struct{ name, policy, want string }{
+		{"first", "OnRootMismatch", "2000\n"}, // its own, made in a directory of the group
+		{"second", "OnRootMismatch", "0\n"},   // what the first left
+		{"third", "Always", "2000\n"},
+	} {
+		n.ok(n.Apply(user(c.name, c.policy)))
+		n.wait(ns, "pod/"+c.name, "jsonpath={.status.phase}=Succeeded")
+		if got := n.kubectl("-n", ns, "logs", c.name); got != c.want {
+			t.Errorf("%s (%s): the file is of group %q, want %q", c.name, c.policy, got, c.want)
+		}
+	}
+}
