@@ -25,6 +25,7 @@ import (
 	resourcehelper "k8s.io/component-helpers/resource"
 	k8svolume "k8s.io/kubernetes/pkg/volume"
 
+	"tutti.dev/tutti/internal/agent/volumeplugin"
 	"tutti.dev/tutti/internal/volume"
 )
 
@@ -42,7 +43,9 @@ type Config struct {
 	// Event reports something to the pod's owner; type is Normal or Warning.
 	// May be nil.
 	Event func(pod *v1.Pod, eventType, reason, message string)
-	Log   *slog.Logger // may be nil
+	// Plugins make the volumes that others provide; nil is by none.
+	Plugins *volumeplugin.Plugins
+	Log     *slog.Logger // may be nil
 }
 
 // Manager makes volumes, keeps them fresh while their pod exists, and removes
@@ -161,7 +164,7 @@ func (m *Manager) Prepare(ctx context.Context, obj *v1.Pod) error {
 			results <- result{v.Name, done}
 			return nil
 		}
-		if v.PersistentVolumeClaim == nil && v.Ephemeral == nil {
+		if v.EmptyDir != nil || v.HostPath != nil {
 			// Nothing to wait for.
 			if err := attempt(); err != nil {
 				return errors.Join(err, work.Wait())
@@ -236,10 +239,12 @@ func (m *Manager) Remove(ctx context.Context, uid types.UID) error {
 		m.objects.forget(uid)
 	}
 	dir := m.layout.Pod(string(uid))
-	var errs []error
-	for _, below := range []string{"volume-subpaths", "volumes"} {
-		errs = append(errs, volume.Remove(filepath.Join(dir, below)))
+	// They are parts of volumes, which are in use while these are there.
+	errs := []error{volume.Remove(filepath.Join(dir, "volume-subpaths"))}
+	if m.cfg.Plugins != nil {
+		errs = append(errs, m.cfg.Plugins.TearDown(ctx, uid))
 	}
+	errs = append(errs, volume.Remove(filepath.Join(dir, "volumes")))
 	// Nothing is ever mounted in these.
 	for _, plain := range []string{filepath.Join(dir, "etc"), filepath.Join(dir, "termination"), m.layout.MemoryPod(string(uid))} {
 		errs = append(errs, os.RemoveAll(plain))
@@ -290,13 +295,30 @@ func (m *Manager) make(ctx context.Context, pod *v1.Pod, v *v1.Volume) (made, er
 	case v.EmptyDir != nil:
 		return m.makeEmptyDir(pod, v)
 	case v.HostPath != nil:
-		return made{path: v.HostPath.Path}, checkHostPath(v.HostPath)
+		return m.makeHostPath(v.HostPath)
 	case v.PersistentVolumeClaim != nil:
 		return m.makeClaim(ctx, pod, v.Name, v.PersistentVolumeClaim.ClaimName, v.PersistentVolumeClaim.ReadOnly, nil)
 	case v.Ephemeral != nil:
 		return m.makeClaim(ctx, pod, v.Name, pod.Name+"-"+v.Name, false, v)
 	}
-	return made{}, fmt.Errorf("volume type %s is not supported by tutti yet; use a PersistentVolumeClaim, an emptyDir or a hostPath", sourceName(v.VolumeSource))
+	if m.cfg.Plugins != nil && volumeplugin.Makes(k8svolume.NewSpecFromVolume(v)) {
+		return m.makeByPlugin(ctx, pod, v.Name)
+	}
+	return made{}, fmt.Errorf("volume type %s is not supported by tutti; use a PersistentVolumeClaim, an emptyDir or a hostPath", sourceName(v.VolumeSource))
+}
+
+func (m *Manager) makeByPlugin(ctx context.Context, pod *v1.Pod, name string) (made, error) {
+	v, err := m.cfg.Plugins.SetUp(ctx, pod, name)
+	return made{path: v.Path, readOnly: v.ReadOnly, block: v.Block}, err
+}
+
+func (m *Manager) makeHostPath(source *v1.HostPathVolumeSource) (made, error) {
+	if m.cfg.Plugins != nil {
+		if err := m.cfg.Plugins.HostPath(source.Path); err != nil {
+			return made{}, err
+		}
+	}
+	return made{path: source.Path}, checkHostPath(source)
 }
 
 // sourceName is the API's name of the field that is set in a volume source.

@@ -245,7 +245,7 @@ func TestNotReady(t *testing.T) {
 		pod *v1.Pod
 		err string
 	}{
-		"nfs":          {source(v1.VolumeSource{NFS: &v1.NFSVolumeSource{}}), `volume type "nfs" is not supported by tutti yet; use a PersistentVolumeClaim, an emptyDir or a hostPath`},
+		"git":          {source(v1.VolumeSource{GitRepo: &v1.GitRepoVolumeSource{}}), `volume type "gitRepo" is not supported by tutti; use a PersistentVolumeClaim, an emptyDir or a hostPath`},
 		"huge pages":   {source(v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: "HugePages"}}), `medium "HugePages" of an emptyDir is not supported by tutti yet; leave it out, or use Memory`},
 		"trust bundle": {source(v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{{ClusterTrustBundle: &v1.ClusterTrustBundleProjection{}}}}}), `projected source "clusterTrustBundle" is not supported by tutti yet; leave it out`},
 		"config map":   {source(v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{LocalObjectReference: v1.LocalObjectReference{Name: "none"}}}), `MountVolume.SetUp failed for volume "v" : configmaps "none" not found`},
@@ -315,15 +315,15 @@ func TestDirectories(t *testing.T) {
 	claim.Status.Phase = v1.ClaimBound
 	_, err = client.CoreV1().PersistentVolumeClaims("ns").UpdateStatus(t.Context(), claim, metav1.UpdateOptions{})
 	must(t, err)
-	block, nfs := pv.DeepCopy(), pv.DeepCopy()
+	block, ceph := pv.DeepCopy(), pv.DeepCopy()
 	block.Spec.VolumeMode = ptr.To(v1.PersistentVolumeBlock)
 	blockPath := block.DeepCopy()
 	blockPath.Spec.PersistentVolumeSource = v1.PersistentVolumeSource{HostPath: &v1.HostPathVolumeSource{Path: data}}
-	nfs.Spec.PersistentVolumeSource = v1.PersistentVolumeSource{NFS: &v1.NFSVolumeSource{}}
+	ceph.Spec.PersistentVolumeSource = v1.PersistentVolumeSource{CephFS: &v1.CephFSPersistentVolumeSource{}}
 	for want, wrong := range map[string]*v1.PersistentVolume{
 		`PersistentVolume "pv": ` + data + ` is not a block device; name one, or use volumeMode Filesystem`:          block,
 		`PersistentVolume "pv": a hostPath is no block device; make it a local volume, or use volumeMode Filesystem`: blockPath,
-		`PersistentVolume "pv": volume type "nfs" is not supported by tutti yet; use local or hostPath`:              nfs,
+		`PersistentVolume "pv": volume type "cephfs" is not supported by tutti; use local, hostPath or csi`:          ceph,
 	} {
 		_, err = client.CoreV1().PersistentVolumes().Update(t.Context(), wrong, metav1.UpdateOptions{})
 		must(t, err)
