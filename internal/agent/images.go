@@ -22,92 +22,102 @@ import (
 func (x *actor) getImage(ctx context.Context, s pod.Step) {
 	p := x.desired()
 	c, _ := containerOf(p, s.Container)
-	main, fault := x.findImage(ctx, p, c, c.Image, c.ImagePullPolicy)
-	for i := range p.Spec.Volumes {
-		v := &p.Spec.Volumes[i]
-		if fault != nil || v.Image == nil || !mounts(c, v.Name) {
-			continue
-		}
-		var img held
-		if img, fault = x.findImage(ctx, p, c, v.Image.Reference, v.Image.PullPolicy); fault == nil {
-			if err := x.a.Volumes.MountImage(p.UID, v.Name, img.layers); err != nil {
-				fault = &imageFault{pod.ReasonErrImagePull, err, startFirst}
-			}
-		}
+	img, layers, err := x.a.holdImage(ctx, p, c.Name, c.Image, c.ImagePullPolicy)
+	if err == nil {
+		err = x.mountImages(ctx, p, c)
 	}
-	if fault != nil {
-		if ctx.Err() == nil {
-			x.container(s.ID, func(k *pod.Container) {
-				k.Fault = k.Fault.Next(time.Now(), fault.reason, fault.err.Error(), fault.first, pullMost)
-			})
+	if err != nil {
+		if ctx.Err() != nil {
+			return
 		}
+		reason, first := pod.ReasonErrImagePull, pullFirst
+		var problem *imageProblem
+		if errors.As(err, &problem) {
+			reason, first = problem.reason, problem.first
+		}
+		x.container(s.ID, func(k *pod.Container) {
+			k.Fault = k.Fault.Next(time.Now(), reason, err.Error(), first, pullMost)
+		})
 		return
 	}
 	x.mu.Lock()
-	x.images[c.Name] = main
+	x.images[c.Name] = held{img, layers}
 	x.mu.Unlock()
-	x.container(s.ID, func(k *pod.Container) { k.Image, k.ImageID, k.Fault = true, imageID(main.Image), nil })
+	x.container(s.ID, func(k *pod.Container) { k.Image, k.ImageID, k.Fault = true, imageID(img), nil })
 }
 
-func mounts(c *v1.Container, volume string) bool {
-	return slices.ContainsFunc(c.VolumeMounts, func(m v1.VolumeMount) bool { return m.Name == volume })
+// mountImages makes those volumes of a container that are images.
+func (x *actor) mountImages(ctx context.Context, p *v1.Pod, c *v1.Container) error {
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		if v.Image == nil || !slices.ContainsFunc(c.VolumeMounts, func(m v1.VolumeMount) bool { return m.Name == v.Name }) {
+			continue
+		}
+		_, layers, err := x.a.holdImage(ctx, p, c.Name, v.Image.Reference, v.Image.PullPolicy)
+		if err != nil {
+			return err
+		}
+		if err := x.a.Volumes.MountImage(p.UID, v.Name, layers); err != nil {
+			return &imageProblem{err, pod.ReasonErrImagePull, startFirst}
+		}
+	}
+	return nil
 }
 
-// imageFault says why an image cannot be had, with the API's word for it, and
-// how long to wait before the second attempt.
-type imageFault struct {
+// imageProblem is why there is no image when it is not the pull that failed.
+type imageProblem struct {
+	error
 	reason string
-	err    error
 	first  time.Duration
 }
 
-// findImage finds an image that a container wants, as its program or as a
-// volume.
-func (x *actor) findImage(ctx context.Context, p *v1.Pod, c *v1.Container, name string, policy v1.PullPolicy) (held, *imageFault) {
+// holdImage finds an image, pulls it if the policy wants that, and holds it
+// for the pod. Events are the container's; "" is the pod itself.
+func (a *Agent) holdImage(ctx context.Context, p *v1.Pod, container, name string, policy v1.PullPolicy) (image.Image, []string, error) {
 	ref, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
-		err := fmt.Errorf("Failed to apply default image tag %q: couldn't parse image name %q: %w", name, name, err)
-		x.a.event(p, c.Name, v1.EventTypeWarning, "InspectFailed", err.Error())
-		return held{}, &imageFault{pod.ReasonImageName, err, pullFirst}
+		err = fmt.Errorf("Failed to apply default image tag %q: couldn't parse image name %q: %w", name, name, err)
+		a.event(p, container, v1.EventTypeWarning, "InspectFailed", err.Error())
+		return image.Image{}, nil, &imageProblem{err, pod.ReasonImageName, pullFirst}
 	}
-	img, err := x.a.Images.Get(ctx, name)
+	img, err := a.Images.Get(ctx, name)
 	switch {
 	case err != nil && !errors.Is(err, image.ErrNotFound):
-		return held{}, &imageFault{pod.ReasonErrImagePull, fmt.Errorf("look up image %s: %w", name, err), pullFirst}
+		return img, nil, fmt.Errorf("look up image %s: %w", name, err)
 	case policy == v1.PullNever && err != nil:
 		err := fmt.Errorf("Container image %q is not present with pull policy of Never", name)
-		x.a.event(p, c.Name, v1.EventTypeWarning, events.ErrImageNeverPullPolicy, err.Error())
-		return held{}, &imageFault{pod.ReasonImageNever, err, pullFirst}
+		a.event(p, container, v1.EventTypeWarning, events.ErrImageNeverPullPolicy, err.Error())
+		return img, nil, &imageProblem{err, pod.ReasonImageNever, pullFirst}
 	case err == nil && policy != v1.PullAlways:
-		x.a.event(p, c.Name, v1.EventTypeNormal, events.PulledImage, fmt.Sprintf("Container image %q already present on machine", name))
+		a.event(p, container, v1.EventTypeNormal, events.PulledImage, fmt.Sprintf("Container image %q already present on machine", name))
 	default:
-		if img, err = x.pull(ctx, p, c, name, ref); err != nil {
-			return held{}, &imageFault{pod.ReasonErrImagePull, err, pullFirst}
+		if img, err = a.pull(ctx, p, container, name, ref); err != nil {
+			return img, nil, err
 		}
 	}
-	layers, err := x.a.Images.Hold(ctx, img, x.uid)
+	layers, err := a.Images.Hold(ctx, img, string(p.UID))
 	if err != nil {
-		return held{}, &imageFault{pod.ReasonErrImagePull, fmt.Errorf("hold image %s: %w", name, err), startFirst}
+		return img, nil, &imageProblem{fmt.Errorf("hold image %s: %w", name, err), pod.ReasonErrImagePull, startFirst}
 	}
-	return held{img, layers}, nil
+	return img, layers, nil
 }
 
-func (x *actor) pull(ctx context.Context, p *v1.Pod, c *v1.Container, name string, ref reference.Named) (image.Image, error) {
-	x.a.event(p, c.Name, v1.EventTypeNormal, events.PullingImage, fmt.Sprintf("Pulling image %q", name))
+func (a *Agent) pull(ctx context.Context, p *v1.Pod, container, name string, ref reference.Named) (image.Image, error) {
+	a.event(p, container, v1.EventTypeNormal, events.PullingImage, fmt.Sprintf("Pulling image %q", name))
 	begun := time.Now()
-	auths, err := x.a.auths(ctx, p, ref)
+	auths, err := a.auths(ctx, p, ref)
 	if err != nil {
 		return image.Image{}, err
 	}
-	img, err := x.a.Images.Pull(ctx, name, auths)
+	img, err := a.Images.Pull(ctx, name, auths)
 	if err != nil {
 		if ctx.Err() == nil {
-			x.a.event(p, c.Name, v1.EventTypeWarning, events.FailedToPullImage, fmt.Sprintf("Failed to pull image %q: %v", name, err))
-			x.a.event(p, c.Name, v1.EventTypeWarning, events.FailedToPullImage, "Error: "+pod.ReasonErrImagePull)
+			a.event(p, container, v1.EventTypeWarning, events.FailedToPullImage, fmt.Sprintf("Failed to pull image %q: %v", name, err))
+			a.event(p, container, v1.EventTypeWarning, events.FailedToPullImage, "Error: "+pod.ReasonErrImagePull)
 		}
 		return img, err
 	}
-	x.a.event(p, c.Name, v1.EventTypeNormal, events.PulledImage, fmt.Sprintf("Successfully pulled image %q in %s. Image size: %d bytes.",
+	a.event(p, container, v1.EventTypeNormal, events.PulledImage, fmt.Sprintf("Successfully pulled image %q in %s. Image size: %d bytes.",
 		name, time.Since(begun).Truncate(time.Millisecond), img.Size))
 	return img, nil
 }

@@ -131,9 +131,11 @@ func (x *actor) openGround(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := rt.Open(ctx, translate.Pod(p, hostname, netns)); err != nil {
+	ground, err := rt.Open(ctx, translate.Pod(p, hostname, netns))
+	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
+	x.change(func(o *pod.Observed) { o.GroundName = ground })
 	return nil
 }
 
@@ -168,7 +170,7 @@ func (x *actor) start(ctx context.Context, s pod.Step) {
 		if why == pod.ReasonStart {
 			x.restarted(s)
 			x.change(func(o *pod.Observed) {
-				o.Runs = append(o.Runs, pod.NotStarted(s.ID, time.Now(), translate.Labels(p, c, o.Containers[c.Name].ImageID), err.Error()))
+				o.Runs = append(o.Runs, pod.NotStarted(s.ID, time.Now(), translate.Labels(p, c, o.Containers[c.Name].ImageID, o.GroundName), err.Error()))
 			})
 			return
 		}
@@ -202,7 +204,7 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 		return pod.ReasonCreate, err
 	}
 	x.mu.Lock()
-	img := x.images[c.Name]
+	img, ground := x.images[c.Name], x.o.GroundName
 	x.mu.Unlock()
 	args, vars, err := x.program(ctx, p, c, img.Config)
 	if err != nil {
@@ -216,9 +218,13 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	if err != nil {
 		return pod.ReasonConfig, err
 	}
+	target, err := x.target(p, c.Name)
+	if err != nil {
+		return pod.ReasonConfig, err
+	}
 	w, err := translate.Workload(translate.Input{
-		Pod: p, Container: c, Attempt: id.Attempt, Image: img.Image, ImageID: imageID(img.Image), Layers: img.layers,
-		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, Devices: devices,
+		Pod: p, Container: c, Attempt: id.Attempt, Image: img.Image, ImageID: imageID(img.Image), Ground: ground, Layers: img.layers,
+		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, Devices: devices, JoinPID: target,
 	}, x.a.machine)
 	if err != nil {
 		return pod.ReasonConfig, err
@@ -226,6 +232,9 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	if err := os.MkdirAll(filepath.Dir(w.Log), 0o755); err != nil {
 		return pod.ReasonCreate, fmt.Errorf("make log directory: %w", err)
 	}
+	// The pod may have been resized since it was opened, and must not have
+	// less than its container.
+	early := rt.UpdatePod(ctx, x.uid, translate.PodResources(p))
 	st, err := rt.Start(ctx, w)
 	switch {
 	case err == nil:
@@ -236,7 +245,23 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	case errors.Is(err, runtime.ErrInvalid):
 		return pod.ReasonStart, err
 	}
-	return pod.ReasonRun, err
+	return pod.ReasonRun, errors.Join(early, err)
+}
+
+// target is the run whose processes the container asks to see, nil if it asks
+// for none.
+func (x *actor) target(p *v1.Pod, container string) (*runtime.ID, error) {
+	i := slices.IndexFunc(p.Spec.EphemeralContainers, func(e v1.EphemeralContainer) bool { return e.Name == container })
+	if i < 0 || p.Spec.EphemeralContainers[i].TargetContainerName == "" {
+		return nil, nil
+	}
+	name := p.Spec.EphemeralContainers[i].TargetContainerName
+	for _, r := range x.runs() {
+		if r.Name == name && r.State == runtime.Running {
+			return &r.ID, nil
+		}
+	}
+	return nil, fmt.Errorf("target container %q does not run", name)
 }
 
 // program says what a container runs, and the variables that the pod gives to
@@ -314,6 +339,9 @@ func (x *actor) restarted(s pod.Step) {
 		for i := range x.o.Runs {
 			if r := &x.o.Runs[i]; r.Name == s.ID.Name && r.Attempt == s.ID.Attempt-1 {
 				ended = r.FinishedAt
+				if c, _ := containerOf(x.o.Pod, s.Container); r.OtherImage(c) {
+					k.Crash = pod.Crash{}
+				}
 			}
 		}
 		k.Crash = k.Crash.Next(ended, time.Now())

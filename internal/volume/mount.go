@@ -48,6 +48,19 @@ func (t Tmpfs) Mount(dir string) error {
 	return nil
 }
 
+// Layers mounts the layers of an image, lowest first, at dir, which is made if
+// it is missing: to be read only. If something is mounted there already, it is
+// left as it is.
+func Layers(dir string, layers []string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("mount layers: %w", err)
+	}
+	if mounted, err := Mounted(dir); err != nil || mounted {
+		return err
+	}
+	return mount.OverlayReadOnly(dir, layers)
+}
+
 func unixMode(m fs.FileMode) uint32 {
 	mode := uint32(m.Perm())
 	if m&fs.ModeSetgid != 0 {
@@ -82,31 +95,6 @@ func device(path string) (uint64, error) {
 func Bind(source, target string) error {
 	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %s at %s: %w", source, target, err)
-	}
-	return nil
-}
-
-// MountLayers shows the layers of an image, lowest first, as one tree at dir
-// that nothing can be changed through. dir is made if it is missing; if
-// something is mounted there already, it is left as it is.
-func MountLayers(layers []string, dir string) error {
-	if len(layers) == 0 {
-		return fmt.Errorf("mount an image at %s: it has no layers; give it one", dir)
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("mount an image: %w", err)
-	}
-	if mount.Is(dir) {
-		return nil
-	}
-	if len(layers) > 1 {
-		return mount.Overlay(dir, layers, "", "")
-	}
-	if err := Bind(layers[0], dir); err != nil {
-		return err
-	}
-	if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-		return errors.Join(fmt.Errorf("make %s read-only: %w", dir, err), mount.Unmount(dir))
 	}
 	return nil
 }

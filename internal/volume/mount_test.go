@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -72,40 +71,6 @@ func TestRemoveSparesWhatIsMounted(t *testing.T) {
 		t.Errorf("removed through a mount: %v", err)
 	}
 	must(t, Remove(pod))
-}
-
-// An image's layers are seen as one tree, the upper over the lower, and
-// nobody can write to them.
-func TestMountLayers(t *testing.T) {
-	dir := tempDir(t)
-	below, above := filepath.Join(dir, "below"), filepath.Join(dir, "above, with: marks")
-	for _, layer := range []string{below, above} {
-		must(t, os.MkdirAll(layer, 0o755))
-		must(t, os.WriteFile(filepath.Join(layer, "who"), []byte(filepath.Base(layer)), 0o644))
-	}
-	must(t, os.WriteFile(filepath.Join(below, "kept"), nil, 0o644))
-	for name, layers := range map[string][]string{"below": {below}, "above, with: marks": {below, above}} {
-		at := filepath.Join(dir, "at", name)
-		must(t, MountLayers(layers, at))
-		must(t, MountLayers(layers, at))
-		if who, err := os.ReadFile(filepath.Join(at, "who")); err != nil || string(who) != name {
-			t.Errorf("%d layers: the file is of layer %q, %v", len(layers), who, err)
-		}
-		if _, err := os.Stat(filepath.Join(at, "kept")); err != nil {
-			t.Errorf("%d layers: %v", len(layers), err)
-		}
-		if err := os.WriteFile(filepath.Join(at, "who"), nil, 0o644); !errors.Is(err, unix.EROFS) {
-			t.Errorf("%d layers: written to: %v", len(layers), err)
-		}
-		must(t, Remove(at))
-	}
-	if who, err := os.ReadFile(filepath.Join(below, "who")); err != nil || string(who) != "below" {
-		t.Errorf("the layer has become %q, %v", who, err)
-	}
-	none := filepath.Join(dir, "none")
-	if err := MountLayers(nil, none); err == nil || err.Error() != "mount an image at "+none+": it has no layers; give it one" {
-		t.Errorf("no layers: %v", err)
-	}
 }
 
 func TestSize(t *testing.T) {

@@ -289,6 +289,24 @@ func TestReadinessFollowsItsProbe(t *testing.T) {
 	n.wait(ns, "pod/gate", "condition=Ready=false")
 }
 
+// What a container gets when it starts anew, the pod must have: it is resized
+// first.
+func TestResizeThatRestarts(t *testing.T) {
+	n := shared(t)
+	ns := n.namespace("resize")
+	n.ok(n.Apply(pod(ns, "grow", restarting(one("command: [sleep, '1000']\nresources: {limits: {cpu: 50m, memory: 32Mi}}\n"+
+		"resizePolicy: [{resourceName: cpu, restartPolicy: RestartContainer}]"))+"terminationGracePeriodSeconds: 0\n")))
+	n.wait(ns, "pod/grow", "condition=Ready")
+	n.kubectl("-n", ns, "patch", "pod", "grow", "--subresource=resize", "-p",
+		`{"spec":{"containers":[{"name":"main","resources":{"requests":{"cpu":"100m"},"limits":{"cpu":"100m"}}}]}}`)
+	n.wait(ns, "pod/grow", "jsonpath={.status.containerStatuses[0].restartCount}=1")
+	n.wait(ns, "pod/grow", "condition=Ready")
+	quota := n.kubectl("-n", ns, "exec", "grow", "--", "sh", "-c", "cat /sys/fs/cgroup/cpu.max || cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+	if !strings.HasPrefix(quota, "10000") {
+		t.Errorf("the container may use %q of 100000 microseconds, want 10000", quota)
+	}
+}
+
 func TestLogs(t *testing.T) {
 	n := shared(t)
 	ns := n.namespace("logs")

@@ -149,11 +149,12 @@ func (d *decider) again(c *v1.Container, r *Run) bool {
 	return d.o.Stops[r.ID].Restart || restarts(d.o.Pod, c, exitCode(r))
 }
 
-// initialized says whether any regular container has run: init containers
-// have then all had their turn.
+// initialized says whether any regular container has run on the pod's ground:
+// init containers have then all had their turn. On a new ground they have it
+// again.
 func (d *decider) initialized() bool {
 	for i := range d.o.Pod.Spec.Containers {
-		if d.o.newest(d.o.Pod.Spec.Containers[i].Name) != nil {
+		if d.o.here(d.o.Pod.Spec.Containers[i].Name) != nil {
 			return true
 		}
 	}
@@ -236,13 +237,13 @@ func (d *decider) initContainers() bool {
 	// Those up to the last that has run have had their turn.
 	last := -1
 	for i := range list {
-		if o.newest(list[i].Name) != nil {
+		if o.here(list[i].Name) != nil {
 			last = i
 		}
 	}
 	for i := range list {
 		c := &list[i]
-		r := o.newest(c.Name)
+		r := o.here(c.Name)
 		if sidecar(c) {
 			d.advance(c)
 			if !initialized && i >= last && !o.started(c, r) {
@@ -252,7 +253,10 @@ func (d *decider) initContainers() bool {
 		}
 		switch {
 		case initialized:
-		case r == nil && i > last, r != nil && r.State == runtime.Exited && exitCode(r) != 0:
+		case r == nil && i > last:
+			d.want(c, d.nextAttempt(c.Name))
+			return false
+		case r != nil && r.State == runtime.Exited && exitCode(r) != 0:
 			d.advance(c)
 			return false
 		case r != nil && r.State == runtime.Running:
@@ -283,7 +287,7 @@ func (d *decider) advance(c *v1.Container) {
 
 // crashUntil says when a container that ended may run again.
 func (d *decider) crashUntil(c *v1.Container, r *Run) time.Time {
-	if d.o.Stops[r.ID].Restart {
+	if d.o.Stops[r.ID].Restart || r.OtherImage(c) {
 		return r.FinishedAt
 	}
 	return d.o.Containers[c.Name].Crash.Until(r.FinishedAt)
@@ -296,6 +300,14 @@ func (d *decider) firstAttempt(name string) int {
 		return int(s.RestartCount)
 	}
 	return 0
+}
+
+// nextAttempt is the one that follows all that were.
+func (d *decider) nextAttempt(name string) int {
+	if r := d.o.newest(name); r != nil {
+		return r.Attempt + 1
+	}
+	return d.firstAttempt(name)
 }
 
 // want starts an attempt as soon as all it needs is there.
@@ -338,7 +350,7 @@ func (d *decider) keep(c *v1.Container, r *Run) {
 		return
 	}
 	switch {
-	case r.Labels[LabelImage] != "" && r.Labels[LabelImage] != c.Image:
+	case r.OtherImage(c):
 		d.stop(r, c, o.grace(), true, true, "Container %s definition changed, will be restarted")
 	case p.LivenessFailed:
 		d.stop(r, c, probeGrace(c.LivenessProbe, o.grace()), true, false, "Container %s failed liveness probe"+willRestart)

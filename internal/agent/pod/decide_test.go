@@ -61,12 +61,30 @@ func id(name string, attempt int) runtime.ID {
 
 func (s *scene) add(r Run) *scene { s.Runs = append(s.Runs, r); return s }
 
+// lost is a run that nobody saw end.
+func (s *scene) lost(name string, attempt int) *scene {
+	return s.add(Run{Status: runtime.Status{ID: id(name, attempt), State: runtime.Exited, Unknown: true, FinishedAt: now}})
+}
+
 func (s *scene) running(name string, attempt int) *scene {
-	return s.add(Run{Status: runtime.Status{ID: id(name, attempt), State: runtime.Running, StartedAt: now.Add(-time.Minute)}})
+	return s.add(Run{Status: runtime.Status{ID: id(name, attempt), State: runtime.Running, StartedAt: now.Add(-time.Minute), Labels: s.labels()}})
 }
 
 func (s *scene) exited(name string, attempt, code int, ago time.Duration) *scene {
-	return s.add(Run{Status: runtime.Status{ID: id(name, attempt), State: runtime.Exited, ExitCode: code, StartedAt: now.Add(-time.Hour), FinishedAt: now.Add(-ago)}})
+	return s.add(Run{Status: runtime.Status{ID: id(name, attempt), State: runtime.Exited, ExitCode: code, StartedAt: now.Add(-time.Hour), FinishedAt: now.Add(-ago), Labels: s.labels()}})
+}
+
+// on gives the pod a ground by name; what ran so far ran on another.
+func (s *scene) on(ground string) *scene {
+	s.GroundName = ground
+	return s
+}
+
+func (s *scene) labels() map[string]string {
+	if s.GroundName == "" {
+		return nil
+	}
+	return map[string]string{LabelGround: s.GroundName}
 }
 
 // imaged says that images are here for an attempt of the containers.
@@ -157,6 +175,22 @@ func TestDecide(t *testing.T) {
 		{"init failed for good", newScene("i", "main").exited("i", 0, 1, 0).with(never), []string{"close"}, 0},
 		{"init does not run again", newScene("i", "main").running("main", 0), nil, 0},
 
+		{"machine started again: init first", newScene("i j", "main").imaged(1, "i", "j", "main").exited("i", 0, 0, 0).exited("j", 0, 0, 0).lost("main", 0).on("new"), []string{"start i/1"}, 0},
+		{"machine started again: init on failure", newScene("i", "main").imaged(1, "i", "main").exited("i", 0, 0, 0).lost("main", 0).with(onFailure).on("new"), []string{"start i/1"}, 0},
+		{"machine started again: next init", newScene("i j", "main").imaged(1, "j", "main").exited("i", 0, 0, 0).exited("j", 0, 0, 0).lost("main", 0).on("new").exited("i", 1, 0, 0),
+			[]string{"start j/1"}, 0},
+		{"machine started again: inits done", newScene("i", "main").imaged(1, "main").exited("i", 0, 0, 0).lost("main", 0).on("new").exited("i", 1, 0, 0), []string{"start main/1"}, 0},
+		{"machine started again: init failed then", newScene("i", "main").imaged(1, "i").lost("i", 0).on("new"), []string{"start i/1"}, 0},
+		{"machine started again: init does not run twice", newScene("i", "main").imaged(2, "main").exited("i", 0, 0, 0).lost("main", 0).on("new").exited("i", 1, 0, 0).exited("main", 1, 1, 0),
+			[]string{"start main/2"}, 0},
+		{"machine started again: sidecar first", newScene("s~ i", "main").imaged(1, "s", "i", "main").lost("s", 0).exited("i", 0, 0, 0).lost("main", 0).on("new"), []string{"start s/1"}, 0},
+		{"machine started again: init after its sidecar", newScene("s~ i", "main").imaged(1, "i", "main").lost("s", 0).exited("i", 0, 0, 0).lost("main", 0).on("new").running("s", 1),
+			[]string{"start i/1"}, 0},
+		{"machine started again: never", newScene("i", "main").exited("i", 0, 0, 0).lost("main", 0).with(never).on("new"), []string{"close"}, 0},
+		{"machine started again: success is final", newScene("i", "a b").imaged(1, "i", "b").exited("i", 0, 0, 0).exited("a", 0, 0, 0).lost("b", 0).with(onFailure).on("new").exited("i", 1, 0, 0),
+			[]string{"start b/1"}, 0},
+		{"agent started again: what runs is here", newScene("i", "main").exited("i", 0, 0, 0).running("main", 0).on("same"), nil, 0},
+
 		{"sidecar first", newScene("s~ i", "main").imaged(0, "s", "i"), []string{"start s/0"}, 0},
 		{"sidecar not started", newScene("s~ i", "main").imaged(0, "i").running("s", 0).with(startupProbe), nil, 0},
 		{"sidecar started", newScene("s~ i", "main").imaged(0, "i").running("s", 0).with(startupProbe).with(func(o *Observed) {
@@ -178,6 +212,10 @@ func TestDecide(t *testing.T) {
 		}), nil, 6 * time.Second},
 		{"back-off is forgotten after ten minutes", newScene("", "main").imaged(2, "main").exited("main", 1, 1, 0).with(func(o *Observed) {
 			o.Containers["main"] = Container{Attempt: 2, Image: true, Crash: Crash{Delay: 300 * time.Second, At: now.Add(-11 * time.Minute)}}
+		}), []string{"start main/2"}, 0},
+		{"back-off is not that of another image", newScene("", "main").imaged(2, "main").add(Run{Status: runtime.Status{ID: id("main", 1), State: runtime.Exited,
+			ExitCode: 1, FinishedAt: now, Labels: map[string]string{LabelImage: "old"}}}).with(func(o *Observed) {
+			o.Containers["main"] = Container{Attempt: 2, Image: true, Crash: Crash{Delay: 300 * time.Second, At: now.Add(-time.Minute)}}
 		}), []string{"start main/2"}, 0},
 		{"on failure: success is final", newScene("", "main").exited("main", 0, 0, 0).with(onFailure), []string{"close"}, 0},
 		{"on failure: failure is not", newScene("", "main").imaged(1, "main").exited("main", 0, 2, 0).with(onFailure), []string{"start main/1"}, 0},

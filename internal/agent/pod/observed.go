@@ -33,6 +33,7 @@ const (
 	LabelImage     = "tutti.dev/image"     // as the pod's specification names it
 	LabelImageID   = "tutti.dev/image-id"  // repository@digest
 	LabelResources = "tutti.dev/resources" // ResourceKey at start
+	LabelGround    = "tutti.dev/ground"    // name of the ground it stands on
 )
 
 // Reasons that the API shows. They are part of the Kubernetes API in all but
@@ -73,6 +74,12 @@ type Run struct {
 	Reason string
 	// Message is the termination message, or why the run could not start.
 	Message string
+}
+
+// OtherImage says that the run is of another image than its container has
+// now. How it ended then says nothing of the new one.
+func (r *Run) OtherImage(c *v1.Container) bool {
+	return r.Labels[LabelImage] != "" && r.Labels[LabelImage] != c.Image
 }
 
 // NotStarted is the run of a container that could not be executed: it counts
@@ -204,10 +211,13 @@ type Observed struct {
 	Stops      map[runtime.ID]Stop
 	Probes     map[runtime.ID]Probe
 
-	Ground  Part // network and namespaces
-	Volumes Part
-	IPs     []netip.Addr // of the pod
-	HostIPs []netip.Addr // of the machine
+	Ground Part // network and namespaces
+	// GroundName tells the pod's ground from those it had before the machine
+	// was started again; "" when it is not known.
+	GroundName string
+	Volumes    Part
+	IPs        []netip.Addr // of the pod
+	HostIPs    []netip.Addr // of the machine
 	// Closed says that nothing of the pod is left on the machine but its logs.
 	Closed bool
 	// Resize is why a change of resources is put off or refused, nil when it
@@ -220,6 +230,16 @@ type Observed struct {
 
 // newest returns the last run of a container, nil if it never ran.
 func (o *Observed) newest(name string) *Run { return o.nth(name, 0) }
+
+// here returns the last run of a container on the ground that the pod has
+// now, nil if it never ran on that.
+func (o *Observed) here(name string) *Run {
+	r := o.newest(name)
+	if r != nil && r.State == runtime.Exited && o.GroundName != "" && r.Labels[LabelGround] != o.GroundName {
+		return nil
+	}
+	return r
+}
 
 // nth returns the run n before the newest.
 func (o *Observed) nth(name string, n int) *Run {

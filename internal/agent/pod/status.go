@@ -235,12 +235,10 @@ func (d *decider) containerStatus(c *v1.Container, waiting string, init bool) v1
 		s.LastTerminationState = p.LastTerminationState
 	}
 	r := o.newest(c.Name)
-	attempt := d.firstAttempt(c.Name)
 	if r != nil {
-		attempt = r.Attempt + 1
 		d.runStatus(&s, c, r)
 	}
-	if w := d.waitingFor(c, r, attempt); w != nil {
+	if w := d.waitingFor(c, r, init && !sidecar(c), waiting); w != nil {
 		if s.State.Terminated != nil {
 			s.LastTerminationState = s.State
 		}
@@ -303,9 +301,15 @@ func (d *decider) runStatus(s *v1.ContainerStatus, c *v1.Container, r *Run) {
 }
 
 // waitingFor says why a container that is to run does not, if that is known.
-func (d *decider) waitingFor(c *v1.Container, r *Run, attempt int) *v1.ContainerStateWaiting {
+// What ran on an earlier ground waits for its turn, for the usual reason.
+func (d *decider) waitingFor(c *v1.Container, r *Run, init bool, usual string) *v1.ContainerStateWaiting {
 	o := d.o
-	if r != nil && (r.State == runtime.Running || !d.again(c, r)) || d.is {
+	anew := r != nil && o.here(c.Name) == nil
+	again := r == nil || r.State != runtime.Running && d.again(c, r)
+	if init && anew {
+		again = !d.initialized()
+	}
+	if !again || d.is {
 		return nil
 	}
 	if r != nil {
@@ -315,7 +319,10 @@ func (d *decider) waitingFor(c *v1.Container, r *Run, attempt int) *v1.Container
 				o.Containers[c.Name].Crash.Delay, c.Name, o.Pod.Name, o.Pod.Namespace, o.Pod.UID)}
 		}
 	}
-	f := o.container(c.Name, attempt).Fault
+	f := o.container(c.Name, d.nextAttempt(c.Name)).Fault
+	if f == nil && anew {
+		return &v1.ContainerStateWaiting{Reason: usual}
+	}
 	if f == nil {
 		return nil
 	}

@@ -207,7 +207,7 @@ func (m *Manager) MountImage(uid types.UID, name string, layers []string) error 
 		return fmt.Errorf("volume %q: the pod has been removed", name)
 	}
 	dir := m.layout.Volume(string(uid), "image", name)
-	if err := volume.MountLayers(layers, dir); err != nil {
+	if err := volume.Layers(dir, layers); err != nil {
 		return setUpError(name, err)
 	}
 	p.made[name] = made{path: dir, readOnly: true}

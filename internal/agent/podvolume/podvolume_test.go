@@ -2,7 +2,9 @@ package podvolume
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -233,6 +235,38 @@ func TestFilesFollowTheirObjects(t *testing.T) {
 	must(t, m.Remove(t.Context(), pod.UID))
 	if n := len(m.objects.watches); n != 0 {
 		t.Errorf("%d watches are left", n)
+	}
+}
+
+func TestImageVolume(t *testing.T) {
+	m, _ := newManager(t)
+	pod := testPod(v1.Volume{Name: "v", VolumeSource: v1.VolumeSource{Image: &v1.ImageVolumeSource{Reference: "tools:1"}}})
+	lower, upper := t.TempDir(), t.TempDir()
+	must(t, os.WriteFile(filepath.Join(lower, "below"), []byte("lower"), 0o755))
+	must(t, os.WriteFile(filepath.Join(lower, "both"), []byte("lower"), 0o755))
+	must(t, os.WriteFile(filepath.Join(upper, "both"), []byte("upper"), 0o755))
+	must(t, m.Prepare(t.Context(), pod)) // the image comes with the container's
+	must(t, m.MountImage(pod.UID, "v", []string{lower, upper}))
+	dir, err := m.VolumePath(pod.UID, "v")
+	must(t, err)
+	for name, want := range map[string]string{"below": "lower", "both": "upper"} {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v, want %s", name, got, err, want)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "new"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Errorf("wrote into an image: %v", err)
+	}
+	mounts, err := m.Mounts(pod, &v1.Container{Name: "c", VolumeMounts: []v1.VolumeMount{{Name: "v", MountPath: "/v"}}}, 0, nil, nil)
+	must(t, err)
+	for _, mount := range mounts {
+		if mount.Target == "/v" && (mount.Source != dir || !mount.ReadOnly) {
+			t.Errorf("mounted as %+v", mount)
+		}
+	}
+	must(t, m.Remove(t.Context(), pod.UID))
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("still there: %v", err)
 	}
 }
 

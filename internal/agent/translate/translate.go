@@ -105,10 +105,13 @@ type Input struct {
 	Attempt   int
 	Image     image.Image
 	ImageID   string // repository@digest
+	Ground    string // what the runtime calls the pod's
 	Layers    []string
 	Args, Env []string
 	Mounts    []runtime.Mount
 	Devices   []runtime.Device
+	// JoinPID is the run whose processes an ephemeral container asks to see.
+	JoinPID *runtime.ID
 }
 
 // Workload translates one run of a container. The text of an error is meant
@@ -152,12 +155,13 @@ func Workload(in Input, m Machine) (runtime.Workload, error) {
 		Devices:         in.Devices,
 		Resources:       ContainerResources(p, c),
 		OOMScoreAdj:     &oom,
+		JoinPID:         in.JoinPID,
 		Log:             Log(m.DataDir, p.Namespace, p.Name, string(p.UID), c.Name, in.Attempt),
 		TTY:             c.TTY,
 		Stdin:           c.Stdin,
 		StdinOnce:       c.StdinOnce,
 		StopSignal:      stop,
-		Labels:          Labels(p, c, in.ImageID),
+		Labels:          Labels(p, c, in.ImageID, in.Ground),
 	}
 	if w.Privileged {
 		w.Seccomp = "" // as every container engine has it
@@ -166,13 +170,16 @@ func Workload(in Input, m Machine) (runtime.Workload, error) {
 }
 
 // Labels are kept with a workload and tell what was asked for at its start.
-func Labels(p *v1.Pod, c *v1.Container, imageID string) map[string]string {
+func Labels(p *v1.Pod, c *v1.Container, imageID, ground string) map[string]string {
 	l := map[string]string{
 		pod.LabelNamespace: p.Namespace,
 		pod.LabelPod:       p.Name,
 		pod.LabelImage:     c.Image,
 		pod.LabelImageID:   imageID,
 		pod.LabelResources: pod.ResourceKey(c),
+	}
+	if ground != "" {
+		l[pod.LabelGround] = ground
 	}
 	if s := p.Spec.TerminationGracePeriodSeconds; s != nil {
 		l[pod.LabelGrace] = strconv.FormatInt(*s, 10)

@@ -16,9 +16,22 @@ import (
 // Overlay mounts the layers, lowest first, with upper as the writable one on
 // target. work must be an empty directory on upper's file system. Nothing is
 // written through to the disk for the sake of a crash (volatile): upper must
-// not be used again after one. Without upper there must be two layers at
-// least, and nothing of them can be changed through target.
+// not be used again after one.
 func Overlay(target string, layers []string, upper, work string) error {
+	return overlay(target, layers, 0, "upperdir", upper, "workdir", work)
+}
+
+// OverlayReadOnly mounts the layers, lowest first, on target, an empty
+// directory. Nothing in them can be changed or used as a device, and no
+// program in them gets its owner's rights.
+func OverlayReadOnly(target string, layers []string) error {
+	// The kernel wants two layers at least: target itself is the second.
+	layers = append([]string{target}, layers...)
+	return overlay(target, layers, unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID)
+}
+
+// overlay takes further directories as pairs of an option and its value.
+func overlay(target string, layers []string, flags uintptr, more ...string) error {
 	// The kernel takes one page of options and gives ':' and ',' a meaning,
 	// so directories are named by their descriptors.
 	var open []*os.File
@@ -44,18 +57,17 @@ func Overlay(target string, layers []string, upper, work string) error {
 		lower = append(lower, name)
 	}
 	options := "lowerdir=" + strings.Join(lower, ":")
-	if upper != "" {
-		up, err := short(upper)
+	for pair := range slices.Chunk(more, 2) {
+		name, err := short(pair[1])
 		if err != nil {
 			return err
 		}
-		wk, err := short(work)
-		if err != nil {
-			return err
-		}
-		options += fmt.Sprintf(",upperdir=%s,workdir=%s,volatile", up, wk)
+		options += "," + pair[0] + "=" + name
 	}
-	if err := unix.Mount("overlay", target, "overlay", 0, options); err != nil {
+	if len(more) > 0 {
+		options += ",volatile"
+	}
+	if err := unix.Mount("overlay", target, "overlay", flags, options); err != nil {
 		return fmt.Errorf("mount overlay of %d layers on %s: %w", len(layers), target, err)
 	}
 	return nil
