@@ -54,6 +54,8 @@ spec:
 		got := n.Kubectl("-n", ns, "exec", "log-0", "--", "sh", "-c", fetch+"fetch log-1.log.stateful.svc.cluster.local 8080 /starts").Stdout
 		return got == "log-1\nlog-1\n", got
 	})
+	n.kubectl("-n", ns, "patch", "pvc", "data-log-1", "-p", `{"spec":{"resources":{"requests":{"storage":"3Mi"}}}}`)
+	n.wait(ns, "pvc/data-log-1", "jsonpath={.status.capacity.storage}=3Mi")
 	// Deleting the claims deletes the volumes and what is in them.
 	volume := n.field(ns, "pvc/data-log-1", "{.spec.volumeName}")
 	n.kubectl("-n", ns, "delete", "statefulset/log", fmt.Sprintf("--timeout=%v", patience))
