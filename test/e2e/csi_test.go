@@ -72,6 +72,15 @@ spec: {accessModes: [ReadWriteOnce], volumeMode: %[2]s, storageClassName: csi, v
 ---
 `
 
+// nfs gives a machine a program in the place of NFS's own: its servers are
+// the machine itself.
+const nfs = `
+mkdir -p $0.bin $0.work $0
+printf '%s\n' '#!/bin/sh' 'exec mount --bind "/${1#*:/}" "$2"' >$0.bin/mount.nfs
+chmod +x $0.bin/mount.nfs
+mount -t overlay nfs -o lowerdir=/usr/sbin,upperdir=$0.bin,workdir=$0.work /usr/sbin
+`
+
 // attachments are the volumes attached or to be attached, by name.
 func (n node) attachments() []string {
 	n.t.Helper()
@@ -80,13 +89,15 @@ func (n node) attachments() []string {
 
 // A CSI driver that was made for kubelets registers itself and provides
 // volumes of all kinds. They outlive the server, grow, and leave nothing
-// behind. The test attaches and grows them in the place of upstream's sidecars,
+// behind, as do those of file servers. The test attaches and grows them in the place of upstream's sidecars,
 // which say no more to the API than it does.
 func TestCSI(t *testing.T) {
 	n := empty(t)
 	n.explainFailure()
 	// The name that drivers know is one for the whole of a machine.
 	n.ok(n.Run(patience, "mount", "-t", "tmpfs", "lib", "/var/lib"))
+	volumes := filepath.Join(filepath.Dir(n.Dir), "volumes")
+	n.ok(n.Run(patience, "sh", "-ec", nfs, volumes))
 	if err := n.Up(); err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +111,6 @@ func TestCSI(t *testing.T) {
 	if err := importBusybox(n.Machine); err != nil {
 		t.Fatal(err)
 	}
-	volumes := filepath.Join(filepath.Dir(n.Dir), "volumes")
 	ns := n.namespace("csi")
 	n.ok(n.Apply(fmt.Sprintf(csiDriver, volumes)))
 	n.kubectl("-n", ns, "rollout", "status", "daemonset/driver", fmt.Sprintf("--timeout=%v", patience))
@@ -110,7 +120,7 @@ func TestCSI(t *testing.T) {
 		return limit == "2", limit
 	})
 
-	n.ok(n.Run(patience, "sh", "-ec", "mkdir $0/files; truncate -s 1M $0/disk", volumes))
+	n.ok(n.Run(patience, "sh", "-ec", "mkdir $0/files; echo hello >$0/files/greeting; truncate -s 1M $0/disk", volumes))
 	n.ok(n.Apply(fmt.Sprintf(csiVolume, "files", "Filesystem") + fmt.Sprintf(csiVolume, "disk", "Block") + pod(ns, "user", `
 terminationGracePeriodSeconds: 0
 securityContext: {runAsUser: 1000, runAsGroup: 1000, fsGroup: 2000}
@@ -131,7 +141,15 @@ containers:
   command: [sh, -ec, "test -b /dev/xvda; echo raw bytes | dd of=/dev/xvda conv=fsync; head -c 9 /dev/xvda"]
   volumeDevices: [{name: disk, devicePath: /dev/xvda}]
 volumes: [{name: disk, persistentVolumeClaim: {claimName: disk}}]
-`)))
+`) + "\n---\n" + pod(ns, "nfs", fmt.Sprintf(`
+restartPolicy: Never
+containers:
+- name: main
+  image: busybox:1
+  command: [sh, -ec, "cat /share/greeting; ! touch /share/mine"]
+  volumeMounts: [{name: share, mountPath: /share}]
+volumes: [{name: share, nfs: {server: nas.example, path: %s/files, readOnly: true}}]
+`, volumes))))
 	n.until("two volumes to be attached", func() (bool, string) {
 		all := n.attachments()
 		return len(all) == 2, fmt.Sprint(all)
@@ -145,6 +163,10 @@ volumes: [{name: disk, persistentVolumeClaim: {claimName: disk}}]
 	}
 	n.wait(ns, "pod/user", "condition=Ready")
 	n.wait(ns, "pod/raw", "jsonpath={.status.phase}=Succeeded")
+	n.wait(ns, "pod/nfs", "jsonpath={.status.phase}=Succeeded")
+	if got := n.kubectl("-n", ns, "logs", "nfs"); !strings.HasPrefix(got, "hello\n") {
+		t.Errorf("the file server has %q", got)
+	}
 	inside := func(script string) string {
 		t.Helper()
 		return n.kubectl("-n", ns, "exec", "user", "--", "sh", "-ec", script)
@@ -169,6 +191,11 @@ volumes: [{name: disk, persistentVolumeClaim: {claimName: disk}}]
 		t.Errorf("the driver was asked to grow it to %q", got)
 	}
 
+	n.until("the driver asked to publish a volume again", func() (bool, string) {
+		calls := n.Kubectl("-n", ns, "logs", "daemonset/driver", "-c", "driver").Stdout
+		return strings.Count(calls, "NodePublishVolume csi-") > 1, calls
+	})
+
 	// Who made the volumes dies; another unmakes them.
 	server, err := n.Server()
 	if err != nil {
@@ -183,7 +210,7 @@ volumes: [{name: disk, persistentVolumeClaim: {claimName: disk}}]
 	if got := inside("cat /files/mine /inline/who"); got != "kept\nuser hello\n" {
 		t.Errorf("after a restart the volumes have %q", got)
 	}
-	n.kubectl("-n", ns, "delete", "pods", "user", "raw", fmt.Sprintf("--timeout=%v", patience))
+	n.kubectl("-n", ns, "delete", "pods", "user", "raw", "nfs", fmt.Sprintf("--timeout=%v", patience))
 	n.until("nothing attached", func() (bool, string) {
 		all := n.attachments()
 		return len(all) == 0, fmt.Sprint(all)

@@ -128,7 +128,8 @@ func (p *Plugins) HostPath(path string) error {
 func (p *Plugins) Run(ctx context.Context, events record.EventRecorder) error {
 	if _, err := os.Stat(ownDir(p.config.DataDir)); err == nil {
 		if _, err := p.begin(); err != nil {
-			return err
+			// Who wants a volume is told; the other pods go on.
+			p.config.Log.Error("cannot begin with volume plugins", "err", err)
 		}
 	}
 	select {
