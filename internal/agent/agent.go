@@ -25,6 +25,7 @@ import (
 	nodelisters "k8s.io/client-go/listers/node/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 
 	"tutti.dev/tutti/internal/agent/node"
 	"tutti.dev/tutti/internal/agent/pod"
@@ -61,6 +62,10 @@ type Agent struct {
 	// found are workloads of pods that have no actor yet; nil once all have.
 	found map[string]*leftover
 	halt  *time.Duration
+	// static are the pods of this machine's manifests, mirrors what the API has
+	// of them, by full name.
+	static  map[types.UID]bool
+	mirrors map[string]*v1.Pod
 }
 
 // leftover is what a runtime has of a pod that has no actor (yet).
@@ -85,6 +90,7 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	a := &Agent{
 		Config: c, log: c.Log, client: client,
 		actors: map[string]*actor{}, ended: map[string]bool{}, found: map[string]*leftover{},
+		static: map[types.UID]bool{}, mirrors: map[string]*v1.Pod{},
 	}
 	handlers := make([]string, 0, len(c.Runtimes))
 	for name := range c.Runtimes {
@@ -164,7 +170,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer broadcaster.Shutdown()
 	broadcaster.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: a.client.CoreV1().Events("")})
 	// People and tests look for what "kubelet" has to say.
-	a.recorder = broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: a.NodeName})
+	recorder := broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: a.NodeName})
+	a.recorder = recorder
 
 	var listed sync.WaitGroup
 	for rt := range a.distinct() {
@@ -182,6 +189,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		// What runs must be known before the first pod is: or it would be
 		// started a second time.
 		listed.Wait()
+		manifests, err := a.watchManifests(ctx, recorder)
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { a.followManifests(ctx, manifests); return nil })
 		if !cache.WaitForCacheSync(ctx.Done(), a.synced...) {
 			return nil
 		}
@@ -230,13 +242,11 @@ func (a *Agent) toldInUse(names []v1.UniqueVolumeName) {
 	}
 }
 
-// pods are this machine's as the API has them.
+// pods are this machine's as they are run here.
 func (a *Agent) pods() []*v1.Pod {
 	var list []*v1.Pod
-	for _, o := range a.podInformer.GetStore().List() {
-		if p, ok := o.(*v1.Pod); ok {
-			list = append(list, p)
-		}
+	for _, x := range a.all() {
+		list = append(list, x.pod())
 	}
 	return list
 }
@@ -252,6 +262,10 @@ func (a *Agent) distinct() map[runtime.Runtime]bool {
 
 // setPod takes a pod as the API has it.
 func (a *Agent) setPod(p *v1.Pod) {
+	if kubetypes.IsMirrorPod(p) {
+		a.setMirror(p, p)
+		return
+	}
 	a.mu.Lock()
 	x := a.actors[string(p.UID)]
 	if x == nil && !a.ended[string(p.UID)] {
@@ -294,6 +308,10 @@ func (a *Agent) deletePod(o any) {
 	if !ok {
 		return
 	}
+	if kubetypes.IsMirrorPod(p) {
+		a.setMirror(p, nil)
+		return
+	}
 	a.mu.Lock()
 	x := a.actors[string(p.UID)]
 	delete(a.ended, string(p.UID))
@@ -317,6 +335,9 @@ func (a *Agent) forget(x *actor) {
 	}
 	a.mu.Unlock()
 	a.leave(x.uid)
+	if kubetypes.IsStaticPod(p) {
+		go a.mirror(a.ctx, p)
+	}
 	if err := os.RemoveAll(translate.LogDir(a.DataDir, p.Namespace, p.Name, x.uid)); err != nil {
 		a.log.Warn("cannot remove the logs of a pod", "pod", x.uid, "err", err)
 	}

@@ -162,7 +162,7 @@ func (x *actor) start(ctx context.Context, s pod.Step) {
 	x.container(s.ID, func(k *pod.Container) { k.Starting, k.Hook = true, hooked })
 	defer x.container(s.ID, func(k *pod.Container) { k.Starting, k.Hook = false, false })
 
-	if why, err := x.launch(ctx, p, c, s.ID); err != nil {
+	if why, err := x.launch(ctx, p, c, s); err != nil {
 		if ctx.Err() != nil {
 			return
 		}
@@ -170,7 +170,7 @@ func (x *actor) start(ctx context.Context, s pod.Step) {
 		if why == pod.ReasonStart {
 			x.restarted(s)
 			x.change(func(o *pod.Observed) {
-				o.Runs = append(o.Runs, pod.NotStarted(s.ID, time.Now(), translate.Labels(p, c, o.Containers[c.Name].ImageID, o.GroundName), err.Error()))
+				o.Runs = append(o.Runs, pod.NotStarted(s.ID, time.Now(), translate.Labels(p, c, o.Containers[c.Name].ImageID, o.GroundName, s.Round), err.Error()))
 			})
 			return
 		}
@@ -198,7 +198,8 @@ func (x *actor) start(ctx context.Context, s pod.Step) {
 
 // launch asks the runtime to run an attempt. On failure it also says with
 // what reason the API is to show it.
-func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runtime.ID) (reason string, err error) {
+func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, s pod.Step) (reason string, err error) {
+	id := s.ID
 	rt, err := x.runtime()
 	if err != nil {
 		return pod.ReasonCreate, err
@@ -223,7 +224,7 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 		return pod.ReasonConfig, err
 	}
 	w, err := translate.Workload(translate.Input{
-		Pod: p, Container: c, Attempt: id.Attempt, Image: img.Image, ImageID: imageID(img.Image), Ground: ground, Layers: img.layers,
+		Pod: p, Container: c, Attempt: id.Attempt, Round: s.Round, Image: img.Image, ImageID: imageID(img.Image), Ground: ground, Layers: img.layers,
 		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, Devices: devices, JoinPID: target,
 	}, x.a.machine)
 	if err != nil {
@@ -438,7 +439,7 @@ func (x *actor) resize(ctx context.Context, s pod.Step) error {
 	if err := rt.UpdatePod(ctx, x.uid, whole); err != nil && !x.othersUnderWay(s) {
 		return fmt.Errorf("resize %s: %w", s.ID, err)
 	}
-	x.container(s.ID, func(k *pod.Container) { k.Resources = pod.ResourceKey(c) })
+	x.container(s.ID, func(k *pod.Container) { k.Resources = pod.ResourceKey(p, c) })
 	return nil
 }
 

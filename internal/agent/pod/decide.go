@@ -47,6 +47,7 @@ type Step struct {
 	ID        runtime.ID
 	Grace     time.Duration // of BeginStop
 	Restart   bool          // of BeginStop
+	Round     int           // of Start
 	Why       string        // for the event of BeginStop
 }
 
@@ -130,14 +131,14 @@ func (d *decider) finished() bool {
 	initialized := d.initialized()
 	for i := range o.Pod.Spec.InitContainers {
 		c := &o.Pod.Spec.InitContainers[i]
-		r := o.newest(c.Name)
+		r := o.current(c.Name)
 		if !initialized && !sidecar(c) && r != nil && r.State == runtime.Exited && exitCode(r) != 0 && !d.again(c, r) {
 			return true
 		}
 	}
 	for i := range o.Pod.Spec.Containers {
 		c := &o.Pod.Spec.Containers[i]
-		if r := o.newest(c.Name); r == nil || r.State == runtime.Running || d.again(c, r) {
+		if r := o.current(c.Name); r == nil || r.State == runtime.Running || d.again(c, r) {
 			return false
 		}
 	}
@@ -188,7 +189,7 @@ func (d *decider) run() {
 			d.want(c, 0)
 		}
 	}
-	if !d.initContainers() {
+	if d.clearing() || !d.initContainers() {
 		return
 	}
 	for i := range o.Pod.Spec.Containers {
@@ -198,6 +199,27 @@ func (d *decider) run() {
 			return
 		}
 	}
+}
+
+// clearing stops what is left of an earlier round, at once, and says whether
+// the next must wait: for that, or for the back-off of the container that
+// asked for it.
+func (d *decider) clearing() bool {
+	o := d.o
+	waits := false
+	for c := range podutil.ContainerIter(&o.Pod.Spec, podutil.InitContainers|podutil.Containers) {
+		r := o.newest(c.Name)
+		switch {
+		case r == nil || o.current(c.Name) != nil:
+		case r.State == runtime.Running:
+			d.stop(r, c, 0, true, false, "Container %s is restarted with all containers of the pod")
+			waits = true
+		case o.asksForAll(c, r) && o.Now.Before(d.crashUntil(c, r)):
+			d.wake(d.crashUntil(c, r))
+			waits = true
+		}
+	}
+	return waits
 }
 
 func (d *decider) part(p Part, do Action) {
@@ -218,10 +240,10 @@ func (d *decider) holdsBack(c *v1.Container) bool {
 	if c.Lifecycle == nil || c.Lifecycle.PostStart == nil {
 		return false
 	}
-	r := o.newest(c.Name)
+	r := o.current(c.Name)
 	switch {
 	case r == nil:
-		return o.container(c.Name, d.firstAttempt(c.Name)).Fault == nil
+		return o.container(c.Name, d.nextAttempt(c.Name)).Fault == nil
 	case r.State == runtime.Running:
 		return o.container(c.Name, r.Attempt).Hook
 	}
@@ -270,10 +292,10 @@ func (d *decider) initContainers() bool {
 // advance starts, restarts, stops or resizes one container.
 func (d *decider) advance(c *v1.Container) {
 	o := d.o
-	r := o.newest(c.Name)
+	r := o.current(c.Name)
 	switch {
 	case r == nil:
-		d.want(c, d.firstAttempt(c.Name))
+		d.want(c, d.nextAttempt(c.Name))
 	case r.State == runtime.Running:
 		d.keep(c, r)
 	case d.again(c, r):
@@ -329,7 +351,7 @@ func (d *decider) want(c *v1.Container, attempt int) {
 	case !k.Image:
 		d.step(Step{Do: GetImage, Container: c.Name, ID: id})
 	case o.Ground.Ready && o.Volumes.Ready:
-		d.step(Step{Do: Start, Container: c.Name, ID: id})
+		d.step(Step{Do: Start, Container: c.Name, ID: id, Round: o.round()})
 	}
 }
 
@@ -373,7 +395,7 @@ func probeGrace(p *v1.Probe, grace time.Duration) time.Duration {
 func (d *decider) resize(c *v1.Container, r *Run) {
 	o := d.o
 	applied := o.applied(c, r)
-	if o.Resize != nil || applied == "" || applied == ResourceKey(c) {
+	if o.Resize != nil || applied == "" || applied == ResourceKey(o.Pod, c) {
 		return
 	}
 	var was v1.ResourceRequirements
@@ -397,9 +419,17 @@ func (o *Observed) applied(c *v1.Container, r *Run) string {
 	return r.Labels[LabelResources]
 }
 
-// ResourceKey writes a container's resources so that two can be compared.
-func ResourceKey(c *v1.Container) string {
-	b, err := json.Marshal(c.Resources)
+// Applied are the resources that a container runs under.
+type Applied struct {
+	v1.ResourceRequirements
+	// Pod is what the pod says of all its containers together.
+	Pod *v1.ResourceRequirements `json:"pod,omitempty"`
+}
+
+// ResourceKey writes what Applied is to be for a container, so that two can be
+// compared.
+func ResourceKey(pod *v1.Pod, c *v1.Container) string {
+	b, err := json.Marshal(Applied{c.Resources, pod.Spec.Resources})
 	if err != nil {
 		panic(fmt.Sprintf("marshal resources of container %s: %v", c.Name, err)) // plain data
 	}

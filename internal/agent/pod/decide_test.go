@@ -70,6 +70,15 @@ func (s *scene) running(name string, attempt int) *scene {
 	return s.add(Run{Status: runtime.Status{ID: id(name, attempt), State: runtime.Running, StartedAt: now.Add(-time.Minute), Labels: s.labels()}})
 }
 
+// again is a second run, after a restart of all.
+func (s *scene) again(name string) *scene {
+	s.running(name, 1)
+	s.Runs[len(s.Runs)-1].Labels = round1
+	return s
+}
+
+var round1 = map[string]string{LabelRound: "1"}
+
 func (s *scene) exited(name string, attempt, code int, ago time.Duration) *scene {
 	return s.add(Run{Status: runtime.Status{ID: id(name, attempt), State: runtime.Exited, ExitCode: code, StartedAt: now.Add(-time.Hour), FinishedAt: now.Add(-ago), Labels: s.labels()}})
 }
@@ -251,6 +260,23 @@ func TestDecide(t *testing.T) {
 		{"resources as they were", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"limits":{"memory":"1Gi"}}`}}}).
 			with(func(o *Observed) { o.Pod.Spec.Containers[0].Resources = memory("1Gi") }), nil, 0},
 
+		{"resources of the pod changed", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"pod":{"limits":{"memory":"1Gi"}}}`}}}).
+			with(func(o *Observed) { r := memory("2Gi"); o.Pod.Spec.Resources = &r }), []string{"resize main/0"}, 0},
+
+		{"restart of all stops the others at once", newScene("i s~", "a b").exited("i", 0, 0, time.Hour).running("s", 0).exited("a", 0, 42, 0).running("b", 0).with(allOn42),
+			[]string{"begin stop s/0", "begin stop b/0"}, 0},
+		{"restart of all begins with the first", newScene("i s~", "a b").imaged(1, "i").exited("i", 0, 0, time.Hour).exited("s", 0, 137, 0).exited("a", 0, 42, 0).exited("b", 0, 137, 0).with(allOn42),
+			[]string{"start i/1"}, 0},
+		{"restart of all goes on", newScene("i", "a b").imaged(1, "a", "b").exited("i", 0, 0, time.Hour).add(Run{Status: runtime.Status{ID: id("i", 1), State: runtime.Exited, FinishedAt: now, Labels: round1}}).
+			exited("a", 0, 42, time.Minute).exited("b", 0, 137, time.Minute).with(allOn42), []string{"start a/1", "start b/1"}, 0},
+		{"restart of all is over", newScene("", "a b").exited("a", 0, 42, 0).again("a").exited("b", 0, 137, 0).again("b").with(allOn42), nil, 0},
+		{"restart of all is over and its cause forgotten", newScene("", "a b").exited("a", 1, 1, 0).again("a").again("b").with(allOn42).with(func(o *Observed) { o.Runs[0].Labels = round1 }), nil, 0},
+		{"restart of all backs off", newScene("", "a b").exited("a", 1, 42, 4*time.Second).exited("b", 1, 137, 2*time.Second).with(allOn42).with(func(o *Observed) {
+			o.Containers["a"] = Container{Attempt: 1, Crash: Crash{Delay: 10 * time.Second, At: now.Add(-time.Minute)}}
+		}), nil, 6 * time.Second},
+		{"restart by a rule", newScene("", "a").imaged(1, "a").exited("a", 0, 42, 0).with(never).with(func(o *Observed) {
+			rule(&o.Pod.Spec.Containers[0], v1.ContainerRestartRuleActionRestart)
+		}), []string{"start a/1"}, 0},
 		{"deleted", newScene("", "a b").running("a", 0).running("b", 0).deleted(30), []string{"begin stop a/0", "begin stop b/0"}, 0},
 		{"deleted before it started", newScene("", "main").imaged(0, "main").deleted(30), []string{"close"}, 0},
 		{"deleted while it starts", newScene("", "main").deleted(30).with(func(o *Observed) { o.Containers["main"] = Container{Starting: true} }), nil, 0},
@@ -323,6 +349,21 @@ func deadline(d time.Duration) func(o *Observed) {
 		start := metav1.NewTime(now.Add(-time.Minute))
 		o.Pod.Spec.ActiveDeadlineSeconds, o.Prior.StartTime = &seconds, &start
 	}
+}
+
+// rule makes a container's exit with 42 have a consequence; any other is final.
+func rule(c *v1.Container, action v1.ContainerRestartRuleAction) {
+	never := v1.ContainerRestartPolicyNever
+	c.RestartPolicy = &never
+	c.RestartPolicyRules = []v1.ContainerRestartRule{{Action: action, ExitCodes: &v1.ContainerRestartRuleOnExitCodes{
+		Operator: v1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}}}}
+}
+
+// allOn42 makes the exit of container a with 42 restart all; the pod is not
+// restarted otherwise.
+func allOn42(o *Observed) {
+	o.Pod.Spec.RestartPolicy = v1.RestartPolicyNever
+	rule(&o.Pod.Spec.Containers[0], v1.ContainerRestartRuleActionRestartAllContainers)
 }
 
 func TestGraceOfStop(t *testing.T) {

@@ -59,7 +59,7 @@ type Config struct {
 	DataDir, NodeName string
 	Client            kubernetes.Interface // identity of the node
 	Node              func() *v1.Node
-	// Pods are those of this machine as the API has them.
+	// Pods are those of this machine.
 	Pods func() []*v1.Pod
 	// Report has the node's status told again.
 	Report func()

@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/sets"
+	k8svolume "k8s.io/kubernetes/pkg/volume"
 
 	"tutti.dev/tutti/internal/host/mount"
 )
@@ -109,5 +110,27 @@ func TestHeldPods(t *testing.T) {
 	must(t, p.TearDown(t.Context(), types.UID("u")))
 	if got := list.GetPods(); len(got) != 0 || !list.ShouldPodContainersBeTerminating("u") {
 		t.Errorf("pods %v", got)
+	}
+}
+
+// What is not made here is made or refused by others.
+func TestMakes(t *testing.T) {
+	for name, c := range map[string]struct {
+		inline v1.VolumeSource
+		claim  v1.PersistentVolumeSource
+		here   bool
+	}{
+		"csi":      {v1.VolumeSource{CSI: &v1.CSIVolumeSource{}}, v1.PersistentVolumeSource{CSI: &v1.CSIPersistentVolumeSource{}}, true},
+		"nfs":      {v1.VolumeSource{NFS: &v1.NFSVolumeSource{}}, v1.PersistentVolumeSource{NFS: &v1.NFSVolumeSource{}}, true},
+		"iscsi":    {v1.VolumeSource{ISCSI: &v1.ISCSIVolumeSource{}}, v1.PersistentVolumeSource{ISCSI: &v1.ISCSIPersistentVolumeSource{}}, true},
+		"fc":       {v1.VolumeSource{FC: &v1.FCVolumeSource{}}, v1.PersistentVolumeSource{FC: &v1.FCVolumeSource{}}, true},
+		"hostPath": {v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{}}, v1.PersistentVolumeSource{HostPath: &v1.HostPathVolumeSource{}}, false},
+		"cephfs":   {v1.VolumeSource{CephFS: &v1.CephFSVolumeSource{}}, v1.PersistentVolumeSource{CephFS: &v1.CephFSPersistentVolumeSource{}}, false},
+	} {
+		inline := Makes(k8svolume.NewSpecFromVolume(&v1.Volume{VolumeSource: c.inline}))
+		claimed := Makes(k8svolume.NewSpecFromPersistentVolume(&v1.PersistentVolume{Spec: v1.PersistentVolumeSpec{PersistentVolumeSource: c.claim}}, false))
+		if inline != c.here || claimed != c.here {
+			t.Errorf("%s: made here %v, %v, want %v", name, inline, claimed, c.here)
+		}
 	}
 }
