@@ -400,9 +400,14 @@ func (a *Agent) adopt(ctx context.Context) {
 	for _, at := range attached {
 		gone(at.ID, "", "", nil)
 	}
-	dirs, _ := os.ReadDir(filepath.Join(a.DataDir, "pods"))
-	for _, d := range dirs {
-		gone(d.Name(), "", "", nil)
+	for _, room := range []string{"pods", "memory"} {
+		dirs, _ := os.ReadDir(filepath.Join(a.DataDir, room))
+		for _, d := range dirs {
+			gone(d.Name(), "", "", nil)
+		}
+	}
+	for _, holder := range a.Images.Holders() {
+		gone(holder, "", "", nil)
 	}
 }
 

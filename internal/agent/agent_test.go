@@ -255,6 +255,7 @@ func (m machineImages) Hold(context.Context, image.Image, string) ([]string, err
 	return []string{"/layer"}, nil
 }
 func (m machineImages) Release(context.Context, string) error         { return nil }
+func (m machineImages) Holders() []string                             { return nil }
 func (m machineImages) List(context.Context) ([]image.Image, error)   { return nil, nil }
 func (m machineVolumes) Hostname(p *v1.Pod) (string, error)           { return p.Name, nil }
 func (m machineVolumes) VolumePath(types.UID, string) (string, error) { return "", nil }

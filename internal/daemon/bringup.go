@@ -104,6 +104,9 @@ func (s *server) startKeeper(ctx context.Context) error {
 		return err
 	}
 	s.parts.opened("keeper", func() error { s.rooms.keeper.Close(); return nil })
+	if err := embedded.Prune(s.join("bin"), binary); err != nil {
+		s.log.Warn("old keepers stay on the disk", "err", err)
+	}
 	return nil
 }
 

@@ -64,5 +64,7 @@ type Store interface {
 	// returns the layer directories, lowest first. Idempotent per (holder, image).
 	Hold(ctx context.Context, img Image, holder string) (layers []string, err error)
 	Release(ctx context.Context, holder string) error
+	// Holders are those that hold images, also since before this process.
+	Holders() []string
 	List(ctx context.Context) ([]Image, error)
 }

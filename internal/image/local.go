@@ -215,7 +215,6 @@ func (l *Local) restore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open images: list: %w", err)
 	}
-	damaged := false
 	for _, img := range stored {
 		e, layers, err := l.describe(ctx, img)
 		if ctx.Err() != nil {
@@ -227,7 +226,6 @@ func (l *Local) restore(ctx context.Context) error {
 			if err := l.names.Delete(ctx, img.Name); err != nil {
 				return fmt.Errorf("open images: remove damaged %s: %w", img.Name, err)
 			}
-			damaged = true
 			continue
 		}
 		l.images[e.Name], l.layers[e.ID] = e, layers
@@ -252,13 +250,8 @@ func (l *Local) restore(ctx context.Context) error {
 		}
 		l.hold(holder, id)
 	}
-	left, err := l.leases.List(ctx)
-	if err != nil {
-		return fmt.Errorf("open images: list leases: %w", err)
-	}
-	if damaged || len(left) > 0 {
-		l.collectLater()
-	}
+	// The last process may have ended before it collected what it let go of.
+	l.collectLater()
 	return nil
 }
 
