@@ -57,6 +57,8 @@ $(addprefix dist/tools/,$(TOOLS)): dist/tools/%: test/tools/%/go.mod
 
 dist/tools/operator: $(wildcard test/tools/operator/*.go)
 
+dist/tools/csidriver: test/tools/csidriver/main.go
+
 # Of what Prometheus can discover, only Kubernetes: its own tags leave out the clouds.
 TAGS_prometheus := remove_all_sd enable_kubernetes_sd
 

@@ -32,6 +32,7 @@ import (
 	"tutti.dev/tutti/internal/agent/podvolume"
 	"tutti.dev/tutti/internal/agent/probe"
 	"tutti.dev/tutti/internal/agent/translate"
+	"tutti.dev/tutti/internal/agent/volumeplugin"
 	"tutti.dev/tutti/internal/runtime"
 )
 
@@ -42,6 +43,7 @@ type Agent struct {
 	client   kubernetes.Interface
 	machine  translate.Machine
 	node     *node.Node
+	plugins  *volumeplugin.Plugins // nil where Volumes are not the agent's own
 	gate     *gate
 	users    *users
 	recorder record.EventRecorder
@@ -96,11 +98,17 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 		handlers = append(handlers, name)
 	}
 	var err error
+	if a.Volumes == nil {
+		a.plugins = volumeplugin.New(volumeplugin.Config{
+			DataDir: c.DataDir, NodeName: c.NodeName, Client: client, Pods: a.pods,
+			Node: func() *v1.Node { return a.node.Node() }, Report: func() { a.node.Report() }, Log: c.Log,
+		})
+	}
 	a.node, err = node.New(node.Config{
 		Name: c.NodeName, Hostname: c.Hostname, IP: c.NodeIP, Client: client, Version: c.Version,
 		MaxPods: c.MaxPods, Port: c.Port, DataDir: c.DataDir, Handlers: handlers, Images: c.Images.List,
 		UserNamespaces: func(handler string) bool { return canMapIDs(a.Runtimes[handler]) == nil },
-		SetRange:       c.Network.SetRange, Log: c.Log,
+		SetRange:       c.Network.SetRange, InUse: a.inUse, Told: a.toldInUse, Log: c.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -118,8 +126,8 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 		a.Volumes = podvolume.NewManager(podvolume.Config{
 			Dir: c.DataDir, Client: client, NodeName: c.NodeName, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain,
 			Allocatable: func() v1.ResourceList { return a.node.Node().Status.Allocatable },
-			Image:       a.imageVolume,
 			Event:       func(p *v1.Pod, kind, reason, message string) { a.event(p, "", kind, reason, message) },
+			Plugins:     a.plugins,
 			Log:         c.Log,
 		})
 	}
@@ -204,10 +212,46 @@ func (a *Agent) Run(ctx context.Context) error {
 		if cache.WaitForCacheSync(ctx.Done(), handler.HasSynced) {
 			a.adopt(ctx)
 			a.node.SetRunning()
+			g.Go(func() error { return a.runPlugins(ctx) })
 		}
 		return nil
 	})
 	return g.Wait()
+}
+
+// runPlugins makes the volumes that others provide.
+func (a *Agent) runPlugins(ctx context.Context) error {
+	if a.plugins == nil {
+		return nil
+	}
+	select {
+	case <-a.node.Ready(): // they write to it
+		return a.plugins.Run(ctx, a.recorder)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+func (a *Agent) inUse() ([]v1.UniqueVolumeName, bool) {
+	if a.plugins == nil {
+		return nil, false
+	}
+	return a.plugins.InUse()
+}
+
+func (a *Agent) toldInUse(names []v1.UniqueVolumeName) {
+	if a.plugins != nil {
+		a.plugins.Told(names)
+	}
+}
+
+// pods are this machine's as they are run here.
+func (a *Agent) pods() []*v1.Pod {
+	var list []*v1.Pod
+	for _, x := range a.all() {
+		list = append(list, x.pod())
+	}
+	return list
 }
 
 // distinct are the runtimes, each once.

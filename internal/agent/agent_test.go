@@ -269,6 +269,13 @@ func (m machineVolumes) Prepare(context.Context, *v1.Pod) error {
 func (m machineVolumes) Mounts(*v1.Pod, *v1.Container, int, []string, []string) ([]runtime.Mount, error) {
 	return nil, nil
 }
+func (m machineVolumes) MountImage(_ types.UID, name string, layers []string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.note("mount image at %s from %s", name, layers)
+	return nil
+}
+func (m machineVolumes) Devices(*v1.Pod, *v1.Container) ([]runtime.Device, error) { return nil, nil }
 func (m machineVolumes) TerminationMessage(_ context.Context, _ *v1.Pod, c *v1.Container, _ int, _ string, _ bool) (string, error) {
 	return "last words of " + c.Name, nil
 }

@@ -85,6 +85,10 @@ type Network interface {
 type Volumes interface {
 	// Prepare makes all volumes of the pod ready, or says why one is not yet.
 	Prepare(ctx context.Context, p *v1.Pod) error
+	// MountImage makes an image's layers, lowest first, the volume of that name.
+	MountImage(uid types.UID, name string, layers []string) error
+	// Devices are the block devices that a container of a prepared pod gets.
+	Devices(p *v1.Pod, c *v1.Container) ([]runtime.Device, error)
 	// Mounts are those of one run of a container of a prepared pod.
 	Mounts(p *v1.Pod, c *v1.Container, attempt int, env, podIPs []string) ([]runtime.Mount, error)
 	// Remove takes the pod's volumes from the machine; unknown is no error.

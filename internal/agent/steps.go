@@ -225,13 +225,17 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, s pod.St
 	if err != nil {
 		return pod.ReasonConfig, err
 	}
+	devices, err := x.a.Volumes.Devices(p, c)
+	if err != nil {
+		return pod.ReasonConfig, err
+	}
 	target, err := x.target(p, c.Name)
 	if err != nil {
 		return pod.ReasonConfig, err
 	}
 	w, err := translate.Workload(translate.Input{
 		Pod: p, Container: c, Attempt: id.Attempt, Round: s.Round, Image: img.Image, ImageID: imageID(img.Image), Ground: ground, Layers: img.layers,
-		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, JoinPID: target,
+		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, Devices: devices, JoinPID: target,
 	}, x.a.machine)
 	if err != nil {
 		return pod.ReasonConfig, err

@@ -160,6 +160,7 @@ type Workload struct {
 	Unmasked bool
 
 	Mounts      []Mount
+	Devices     []Device
 	Resources   Resources
 	OOMScoreAdj *int
 
@@ -192,6 +193,13 @@ type Mount struct {
 	RecursiveReadOnly bool
 	// Propagation is "private" (default), "rslave" or "rshared".
 	Propagation string
+}
+
+// Device gives the workload the device that Source is (links are followed), as
+// Target, and the right to read it and, unless ReadOnly, to write to it.
+type Device struct {
+	Source, Target string
+	ReadOnly       bool
 }
 
 // Resources are limits in the kernel's terms; zero does not limit.

@@ -35,6 +35,7 @@ import (
 	"k8s.io/component-helpers/nodedeclaredfeatures/features/inplacepodresize"
 	"k8s.io/component-helpers/nodedeclaredfeatures/features/restartallcontainers"
 	_ "k8s.io/kubernetes/pkg/features" // registers the gates
+	volumeutil "k8s.io/kubernetes/pkg/volume/util"
 	"k8s.io/utils/clock"
 
 	"tutti.dev/tutti/internal/image"
@@ -72,7 +73,11 @@ type Config struct {
 	Images         func(context.Context) ([]image.Image, error)
 	// SetRange takes the range that pods here get their addresses from.
 	SetRange func(context.Context, netip.Prefix) error
-	Log      *slog.Logger
+	// InUse are the volumes that must not be detached, if that is known; Told
+	// takes those that the API knows of. Both may be nil.
+	InUse func() ([]v1.UniqueVolumeName, bool)
+	Told  func([]v1.UniqueVolumeName)
+	Log   *slog.Logger
 }
 
 // Node is this machine in the API.
@@ -98,11 +103,16 @@ func New(c Config) (*Node, error) {
 	}
 	info := systemInfo(c.Version)
 	n.node = &v1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: c.Name, Labels: map[string]string{
-			v1.LabelHostname:   c.Hostname,
-			v1.LabelOSStable:   info.OperatingSystem,
-			v1.LabelArchStable: info.Architecture,
-		}},
+		ObjectMeta: metav1.ObjectMeta{
+			Name: c.Name,
+			Labels: map[string]string{
+				v1.LabelHostname:   c.Hostname,
+				v1.LabelOSStable:   info.OperatingSystem,
+				v1.LabelArchStable: info.Architecture,
+			},
+			// Volumes are attached by the controller, not from here.
+			Annotations: map[string]string{volumeutil.ControllerManagedAttachAnnotation: "true"},
+		},
 		Status: v1.NodeStatus{Capacity: total, Allocatable: allocatable(total), NodeInfo: info},
 	}
 	return n, nil
@@ -173,7 +183,7 @@ func (n *Node) register(ctx context.Context) error {
 		n.fill(ctx, &want.Status)
 		got, err := nodes.Create(ctx, want, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) {
-			got, err = n.relabel(ctx, want.Labels)
+			got, err = n.relabel(ctx, want)
 		}
 		if err == nil {
 			n.see(ctx, got)
@@ -191,21 +201,25 @@ func (n *Node) register(ctx context.Context) error {
 	}
 }
 
-func (n *Node) relabel(ctx context.Context, labels map[string]string) (*v1.Node, error) {
+func (n *Node) relabel(ctx context.Context, want *v1.Node) (*v1.Node, error) {
 	got, err := n.Client.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("get node %s: %w", n.Name, err)
 	}
-	missing := map[string]string{}
-	for k, v := range labels {
-		if got.Labels[k] != v {
-			missing[k] = v
+	missing := func(want, got map[string]string) map[string]string {
+		m := map[string]string{}
+		for k, v := range want {
+			if got[k] != v {
+				m[k] = v
+			}
 		}
+		return m
 	}
-	if len(missing) == 0 {
+	labels, annotations := missing(want.Labels, got.Labels), missing(want.Annotations, got.Annotations)
+	if len(labels)+len(annotations) == 0 {
 		return got, nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": missing}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": labels, "annotations": annotations}})
 	if err != nil {
 		return nil, fmt.Errorf("write labels of node %s: %w", n.Name, err)
 	}
@@ -234,7 +248,7 @@ func (n *Node) watch(ctx context.Context) {
 		DeleteFunc: func(any) {
 			n.mu.Lock()
 			n.node = n.node.DeepCopy()
-			n.node.ObjectMeta = metav1.ObjectMeta{Name: n.Name, Labels: n.node.Labels}
+			n.node.ObjectMeta = metav1.ObjectMeta{Name: n.Name, Labels: n.node.Labels, Annotations: n.node.Annotations}
 			n.mu.Unlock()
 			if err := n.register(ctx); err != nil {
 				n.Log.Error("cannot register the node again", "node", n.Name, "err", err)
@@ -336,6 +350,7 @@ func (n *Node) tell(ctx context.Context) error {
 	due := time.Since(n.told) >= reportInterval
 	n.mu.Unlock()
 	if !due && same(&was.Status, &now.Status) {
+		n.tellInUse(was)
 		return nil
 	}
 	patch, err := statusPatch(was, now)
@@ -349,12 +364,20 @@ func (n *Node) tell(ctx context.Context) error {
 	n.mu.Lock()
 	n.node, n.told = got, time.Now()
 	n.mu.Unlock()
+	n.tellInUse(got)
 	for _, c := range got.Status.Conditions {
 		if c.Type == v1.NodeReady && c.Status == v1.ConditionTrue {
 			n.onReady.Do(func() { close(n.ready) })
 		}
 	}
 	return nil
+}
+
+// tellInUse says which volumes the API knows to be in use.
+func (n *Node) tellInUse(node *v1.Node) {
+	if n.Told != nil {
+		n.Told(node.Status.VolumesInUse)
+	}
 }
 
 // statusPatch is what changes the one status into the other. Addresses are
@@ -419,6 +442,11 @@ func (n *Node) fill(ctx context.Context, s *v1.NodeStatus) {
 	s.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: new(true)}
 	s.RuntimeHandlers = n.handlers()
 	s.Images = n.images(ctx)
+	if n.InUse != nil {
+		if used, ok := n.InUse(); ok {
+			s.VolumesInUse = used
+		}
+	}
 	n.conditions(s)
 }
 

@@ -111,6 +111,7 @@ type Input struct {
 	Layers    []string
 	Args, Env []string
 	Mounts    []runtime.Mount
+	Devices   []runtime.Device
 	// JoinPID is the run whose processes an ephemeral container asks to see.
 	JoinPID *runtime.ID
 }
@@ -155,6 +156,7 @@ func Workload(in Input, m Machine) (runtime.Workload, error) {
 		AppArmor:        appArmor(p, c),
 		Unmasked:        sc.ProcMount != nil && *sc.ProcMount == v1.UnmaskedProcMount,
 		Mounts:          in.Mounts,
+		Devices:         in.Devices,
 		Resources:       ContainerResources(p, c),
 		OOMScoreAdj:     &oom,
 		JoinPID:         in.JoinPID,

@@ -22,11 +22,12 @@ func Overlay(target string, layers []string, upper, work string) error {
 }
 
 // OverlayReadOnly mounts the layers, lowest first, on target, an empty
-// directory. Nothing in them can be changed, executed or used as a device.
+// directory. Nothing in them can be changed or used as a device, and no
+// program in them gets its owner's rights.
 func OverlayReadOnly(target string, layers []string) error {
 	// The kernel wants two layers at least: target itself is the second.
 	layers = append([]string{target}, layers...)
-	return overlay(target, layers, unix.MS_RDONLY|unix.MS_NOEXEC|unix.MS_NODEV|unix.MS_NOSUID)
+	return overlay(target, layers, unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID)
 }
 
 // overlay takes further directories as pairs of an option and its value.

@@ -68,9 +68,9 @@ func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload,
 	p.OOMScoreAdj = r.oomScore(w.OOMScoreAdj)
 
 	s.Linux.CgroupsPath = path.Join(r.podCgroup(pod), fmt.Sprintf("%s-%d", w.Name, w.Attempt))
-	devices := s.Linux.Resources.Devices
+	usual := s.Linux.Resources.Devices
 	s.Linux.Resources = resources(w.Resources)
-	s.Linux.Resources.Devices = devices
+	s.Linux.Resources.Devices = usual
 	s.Linux.Namespaces = r.namespaces(pod, w.Privileged)
 	if w.Privileged || w.Unmasked {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
@@ -81,6 +81,9 @@ func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload,
 		}
 		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 	} else if s.Linux.Seccomp, err = filter(s, w, root); err != nil {
+		return nil, err
+	}
+	if err := devices(s.Linux, w.Devices); err != nil {
 		return nil, err
 	}
 	if err := r.mounts(s, pod, w); err != nil {
@@ -372,6 +375,38 @@ func (r *Runtime) mounts(s *specs.Spec, pod runtime.Pod, w runtime.Workload) err
 			options = append(options, "ro")
 		}
 		s.Mounts = append(s.Mounts, specs.Mount{Destination: path.Clean(m.Target), Type: "bind", Source: m.Source, Options: options})
+	}
+	return nil
+}
+
+// devices adds the workload's own devices and its rights to them.
+func devices(l *specs.Linux, own []runtime.Device) error {
+	for _, d := range own {
+		if !path.IsAbs(d.Target) {
+			return fmt.Errorf("%w: device %q: not an absolute path", runtime.ErrInvalid, d.Target)
+		}
+		var stat unix.Stat_t
+		if err := unix.Stat(d.Source, &stat); err != nil {
+			return fmt.Errorf("%w: device %s: %v", runtime.ErrInvalid, d.Target, &os.PathError{Op: "stat", Path: d.Source, Err: err})
+		}
+		kind := "b"
+		switch stat.Mode & unix.S_IFMT {
+		case unix.S_IFBLK:
+		case unix.S_IFCHR:
+			kind = "c"
+		default:
+			return fmt.Errorf("%w: device %s: %s is not a device", runtime.ErrInvalid, d.Target, d.Source)
+		}
+		access := "rwm"
+		if d.ReadOnly {
+			access = "rm"
+		}
+		major, minor := int64(unix.Major(stat.Rdev)), int64(unix.Minor(stat.Rdev))
+		mode := os.FileMode(stat.Mode & 0o777)
+		l.Devices = append(l.Devices, specs.LinuxDevice{
+			Path: path.Clean(d.Target), Type: kind, Major: major, Minor: minor, FileMode: &mode, UID: &stat.Uid, GID: &stat.Gid,
+		})
+		l.Resources.Devices = append(l.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: kind, Major: &major, Minor: &minor, Access: access})
 	}
 	return nil
 }
