@@ -25,10 +25,12 @@ import (
 	nodelisters "k8s.io/client-go/listers/node/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+	evictionapi "k8s.io/kubernetes/pkg/kubelet/eviction/api"
 
 	"tutti.dev/tutti/internal/agent/node"
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/podvolume"
+	"tutti.dev/tutti/internal/agent/pressure"
 	"tutti.dev/tutti/internal/agent/probe"
 	"tutti.dev/tutti/internal/agent/translate"
 	"tutti.dev/tutti/internal/runtime"
@@ -37,12 +39,14 @@ import (
 // Agent runs this machine's pods. Make it with New, then Run it once.
 type Agent struct {
 	Config
-	log      *slog.Logger
-	client   kubernetes.Interface
-	machine  translate.Machine
-	node     *node.Node
-	gate     *gate
-	recorder record.EventRecorder
+	thresholds []evictionapi.Threshold
+	log        *slog.Logger
+	client     kubernetes.Interface
+	machine    translate.Machine
+	node       *node.Node
+	gate       *gate
+	pressure   *pressure.Manager // of Run
+	recorder   record.EventRecorder
 
 	podInformer cache.SharedIndexInformer
 	services    corelisters.ServiceLister
@@ -80,19 +84,22 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
+	thresholds, err := pressure.Parse(c.EvictionHard)
+	if err != nil {
+		return nil, err
+	}
 	a := &Agent{
-		Config: c, log: c.Log, client: client,
+		Config: c, thresholds: thresholds, log: c.Log, client: client,
 		actors: map[string]*actor{}, ended: map[string]bool{}, found: map[string]*leftover{},
 	}
 	handlers := make([]string, 0, len(c.Runtimes))
 	for name := range c.Runtimes {
 		handlers = append(handlers, name)
 	}
-	var err error
 	a.node, err = node.New(node.Config{
 		Name: c.NodeName, Hostname: c.Hostname, IP: c.NodeIP, Client: client, Version: c.Version,
 		MaxPods: c.MaxPods, Port: c.Port, DataDir: c.DataDir, Handlers: handlers, Images: c.Images.List,
-		SetRange: c.Network.SetRange, Log: c.Log,
+		SetRange: c.Network.SetRange, Pressure: a.short, Log: c.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -157,6 +164,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	// People and tests look for what "kubelet" has to say.
 	a.recorder = broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: a.NodeName})
 
+	a.watchPressure()
+
 	var listed sync.WaitGroup
 	for rt := range a.distinct() {
 		listed.Add(1)
@@ -188,6 +197,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		if cache.WaitForCacheSync(ctx.Done(), handler.HasSynced) {
 			a.adopt(ctx)
 			a.node.SetRunning()
+			// Who is to be spared is known only now.
+			g.Go(func() error { a.pressure.Run(ctx); return nil })
 		}
 		return nil
 	})
@@ -262,7 +273,6 @@ func (a *Agent) deletePod(o any) {
 
 // forget drops a pod that is finished with, and its logs.
 func (a *Agent) forget(x *actor) {
-	p := x.pod()
 	a.mu.Lock()
 	delete(a.actors, x.uid)
 	if !x.absent {
@@ -270,8 +280,8 @@ func (a *Agent) forget(x *actor) {
 	}
 	a.mu.Unlock()
 	a.leave(x.uid)
-	if err := os.RemoveAll(translate.LogDir(a.DataDir, p.Namespace, p.Name, x.uid)); err != nil {
-		a.log.Warn("cannot remove the logs of a pod", "pod", x.uid, "err", err)
+	if err := x.removeLogs(); err != nil {
+		a.log.Warn("cannot remove what is left of a pod", "pod", x.uid, "err", err)
 	}
 }
 

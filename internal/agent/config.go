@@ -53,6 +53,9 @@ type Config struct {
 	// Volumes and Probes are the agent's own when nil.
 	Volumes Volumes
 	Probes  Probes
+	// EvictionHard says what is to be kept free on the machine, as
+	// pressure.Parse reads it; "" is pressure.Default.
+	EvictionHard string
 	// MaxPods is how many pods the machine takes; 0 is 250.
 	MaxPods int
 	// Port is where the kubelet's endpoints are served; 0 is 10250. CertFile

@@ -164,7 +164,8 @@ func (s *server) startAgent(ctx context.Context) error {
 		Client:   s.rooms.control.Client(controlplane.Node(s.settings.NodeName)),
 		Runtimes: map[string]runtime.Runtime{"": containers, "container": containers},
 		Images:   s.rooms.images, RegistryAuth: s.rooms.registryAuth, Network: s.rooms.network, Version: api.Version,
-		Port: agentPort, CertFile: certificates.CertFile, KeyFile: certificates.KeyFile, ClientCAFile: certificates.ClientCAFile,
+		EvictionHard: s.settings.EvictionHard,
+		Port:         agentPort, CertFile: certificates.CertFile, KeyFile: certificates.KeyFile, ClientCAFile: certificates.ClientCAFile,
 		Log: s.log.With("room", "agent"),
 	})
 	if err != nil {

@@ -65,4 +65,8 @@ type Store interface {
 	Hold(ctx context.Context, img Image, holder string) (layers []string, err error)
 	Release(ctx context.Context, holder string) error
 	List(ctx context.Context) ([]Image, error)
+	// Reclaim removes images that can be pulled again and that nobody holds,
+	// the least recently used first, until enough says so of the bytes of
+	// content freed so far, or there are no more.
+	Reclaim(ctx context.Context, enough func(freed int64) bool) (freed int64, err error)
 }

@@ -61,6 +61,9 @@ type Config struct {
 	DataDir        string
 	Handlers       []string // of RuntimeClasses; "" is the default
 	Images         func(context.Context) ([]image.Image, error)
+	// Pressure says whether the machine has the condition MemoryPressure,
+	// DiskPressure or PIDPressure; nil is never.
+	Pressure func(v1.NodeConditionType) bool
 	// SetRange takes the range that pods here get their addresses from.
 	SetRange func(context.Context, netip.Prefix) error
 	Log      *slog.Logger
@@ -469,17 +472,24 @@ func (n *Node) conditions(s *v1.NodeStatus) {
 		}
 		s.Conditions[i] = c
 	}
-	p := readPressure(n.DataDir)
-	short := func(kind v1.NodeConditionType, is bool, what string) {
-		if is {
-			set(kind, true, "KubeletHasInsufficient"+what, "the machine is short of it")
-			return
+	for _, p := range []struct {
+		kind             v1.NodeConditionType
+		short, enough    string
+		shortOf, healthy string
+	}{
+		{v1.NodeMemoryPressure, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory",
+			"the machine is short of memory; stop what needs most, or lower --eviction-hard", "the machine has enough memory"},
+		{v1.NodeDiskPressure, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure",
+			"the disk of " + n.DataDir + " is nearly full; make room, or lower --eviction-hard", "the disk has enough room"},
+		{v1.NodePIDPressure, "KubeletHasInsufficientPID", "KubeletHasSufficientPID",
+			"the machine is short of process ids; stop what has most processes, or lower --eviction-hard", "the machine has enough process ids"},
+	} {
+		if n.Pressure != nil && n.Pressure(p.kind) {
+			set(p.kind, true, p.short, p.shortOf)
+			continue
 		}
-		set(kind, false, "KubeletHasSufficient"+what, "the machine has enough of it")
+		set(p.kind, false, p.enough, p.healthy)
 	}
-	short(v1.NodeMemoryPressure, p.memory, "Memory")
-	short(v1.NodeDiskPressure, p.disk, "Disk")
-	short(v1.NodePIDPressure, p.pids, "PID")
 	n.mu.Lock()
 	running, fault := n.running, n.fault
 	n.mu.Unlock()

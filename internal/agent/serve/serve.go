@@ -66,6 +66,7 @@ type Config struct {
 
 // Server answers on the kubelet port.
 type Server struct {
+	Usage
 	cfg     Config
 	handler http.Handler
 }
@@ -79,7 +80,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg}
+	s := &Server{Usage: Usage{NodeName: cfg.NodeName, Pods: cfg.Pods, Runtime: cfg.Runtime, Dir: cfg.Dir}, cfg: cfg}
 	s.handler = a.wrap(s.routes())
 	return s, nil
 }

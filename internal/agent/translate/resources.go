@@ -23,6 +23,11 @@ const (
 	minQuota     = 1000
 )
 
+// PodPids is how many processes and threads a pod may have. A kubelet has no
+// such limit unless it is told one; this is what managed clusters tell it. It
+// stops a fork bomb before the machine's own ids run out.
+const PodPids = 4096
+
 func shares(milli int64) int64 {
 	return min(max(milli*sharesPerCPU/1000, minShares), maxShares)
 }
@@ -60,7 +65,7 @@ func PodResources(p *v1.Pod) runtime.Resources {
 	if own := p.Spec.Resources; own != nil {
 		cpu, memory = cpu || !own.Limits.Cpu().IsZero(), memory || !own.Limits.Memory().IsZero()
 	}
-	r := runtime.Resources{CPUShares: minShares, HugePages: hugePages(requests)}
+	r := runtime.Resources{CPUShares: minShares, Pids: PodPids, HugePages: hugePages(requests)}
 	if v1qos.GetPodQOS(p) == v1.PodQOSBestEffort {
 		return r
 	}
