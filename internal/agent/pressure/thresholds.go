@@ -65,7 +65,7 @@ func Parse(text string) ([]evictionapi.Threshold, error) {
 func Map(thresholds []evictionapi.Threshold) map[string]string {
 	m := map[string]string{}
 	for _, t := range thresholds {
-		m[string(t.Signal)] = fmt.Sprintf("%g%%", t.Value.Percentage*100)
+		m[string(t.Signal)] = fmt.Sprintf("%.4g%%", t.Value.Percentage*100)
 		if t.Value.Quantity != nil {
 			m[string(t.Signal)] = t.Value.Quantity.String()
 		}
