@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path"
 	"time"
 
 	"github.com/distribution/reference"
@@ -13,9 +14,11 @@ import (
 
 	"tutti.dev/tutti/internal/agent"
 	"tutti.dev/tutti/internal/agent/provisioner"
+	"tutti.dev/tutti/internal/agent/translate"
 	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/controlplane"
 	"tutti.dev/tutti/internal/dns"
+	"tutti.dev/tutti/internal/host/cgroup"
 	"tutti.dev/tutti/internal/image"
 	"tutti.dev/tutti/internal/keeper"
 	"tutti.dev/tutti/internal/keeper/embedded"
@@ -155,6 +158,9 @@ func (s *server) startAgent(ctx context.Context) error {
 		Dir: string(s.dir), CgroupRoot: cgroupRoot(s.dir), Keeper: s.rooms.keeper, Log: s.log.With("room", "container"),
 	})
 	if err != nil {
+		return err
+	}
+	if err := cgroup.Make(path.Join(cgroupRoot(s.dir), translate.BestEffort), cgroup.Limits{CPUShares: translate.BestEffortShares}); err != nil {
 		return err
 	}
 	certificates := s.rooms.control.NodeCertificates()

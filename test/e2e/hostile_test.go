@@ -20,13 +20,14 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// watched makes a pod whose liveness and readiness are asked each second: it
-// is restarted, or unready, when it or the agent does not get its turn.
+// watched makes a pod that asks for a little of the processors and is asked
+// each second whether it lives and is ready: it is restarted, or unready, when
+// it or the agent does not get its turn.
 func watched(n node, ns string) {
 	n.t.Helper()
-	const probe = "{exec: {command: [test, -e, /up]}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 3}"
-	n.ok(n.Apply(pod(ns, "watched", restarting(one("command: [sh, -c, 'touch /up; exec sleep 100000']\nlivenessProbe: "+probe+"\nreadinessProbe: "+probe))+
-		"terminationGracePeriodSeconds: 0\n")))
+	const probe = "{httpGet: {path: /up, port: 8080}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 3}"
+	n.ok(n.Apply(pod(ns, "watched", restarting(one("command: [sh, -c, 'touch /tmp/up; exec httpd -f -p 8080 -h /tmp']\nresources: {requests: {cpu: 100m}}\n"+
+		"livenessProbe: "+probe+"\nreadinessProbe: "+probe))+"terminationGracePeriodSeconds: 0\n")))
 	n.wait(ns, "pod/watched", "condition=Ready")
 }
 
@@ -59,16 +60,13 @@ var hostile = []struct {
 	until string
 	long  bool
 }{
-	{name: "fork-bomb", until: "condition=Ready", spec: one(`
-command: [sh, -c, "touch /up; bomb() { bomb | bomb & }; bomb; while :; do sleep 1000; done"]
-readinessProbe: {exec: {command: [test, -e, /up]}}`)},
 	{name: "memory-hog", until: "jsonpath={.status.containerStatuses[0].lastState.terminated.reason}=OOMKilled",
 		spec: restarting(one("command: [sh, -c, 'sleep 1; exec tail /dev/zero']\nresources: {limits: {memory: 64Mi}}"))},
 	{name: "deaf", until: "condition=Ready", spec: one(`command: [sh, -c, "trap '' TERM HUP INT QUIT; while :; do sleep 1; done"]`)},
 	{name: "log-flood", until: "condition=Ready", spec: one(`command: [sh, -c, "yes all work and no play makes jack a dull boy"]`)},
 	{name: "huge-environment", until: "jsonpath={.status.phase}=Succeeded",
-		spec: one("command: [sh, -c, 'exit 0']\nenv:\n" + environment(8, 100_000))},
-	{name: "too-huge-environment", until: "jsonpath={.status.containerStatuses[0].state.terminated.reason}=StartError",
+		spec: one("command: [sh, -c, 'exit 0']\nenv:\n" + environment(2, 100_000))},
+	{name: "too-huge-environment", until: "jsonpath={.status.phase}=Failed",
 		spec: one("command: [sh, -c, 'exit 0']\nenv:\n" + environment(1, 200_000))},
 	{name: "disk-filler", until: "jsonpath={.status.reason}=Evicted", spec: one(`
 command: [sh, -c, "dd if=/dev/zero of=/dir/f bs=1M count=256; sleep 100000"]
@@ -102,40 +100,28 @@ func TestHostilePods(t *testing.T) {
 	}
 	n.kubectl("create", "namespace", "hostile")
 	n.kubectl("-n", "hostile", "wait", "--for=create", "serviceaccount/default", "--timeout=60s")
-	var all []string
-	for _, h := range hostile {
-		if !h.long || !testing.Short() {
-			all = append(all, pod("hostile", h.name, h.spec+"terminationGracePeriodSeconds: 1\n"))
-		}
-	}
-	all = append(all, pod("hostile", "target", one("command: [sleep, '100000']")))
-	n.ok(n.Apply(strings.Join(all, "---\n")))
-
+	n.ok(n.Apply(pod("hostile", "target", one("command: [sleep, '100000']"))))
 	n.wait("hostile", "pod/target", "condition=Ready")
 	sessions := 100
 	if !testing.Short() {
 		sessions = 2000
 	}
 	n.sessions("hostile", "target", sessions)
+	n.undisturbed(ns, container)
+
+	var all []string
+	for _, h := range hostile {
+		if !h.long || !testing.Short() {
+			all = append(all, pod("hostile", h.name, h.spec+"terminationGracePeriodSeconds: 1\n"))
+		}
+	}
+	n.ok(n.Apply(strings.Join(all, "---\n")))
+
 	for _, h := range hostile {
 		if !h.long || !testing.Short() {
 			n.wait("hostile", "pod/"+h.name, h.until)
 		}
 	}
-	// The bomb has gone off: it has all the processes that a pod may have.
-	n.until("a fork bomb at its limit", func() (bool, string) {
-		processes, err := n.Processes()
-		if err != nil {
-			t.Fatal(err)
-		}
-		bomb := 0
-		for _, p := range processes {
-			if len(p.Args) > 2 && strings.Contains(p.Args[2], "bomb()") {
-				bomb++
-			}
-		}
-		return bomb > 1000, fmt.Sprint(bomb, " processes")
-	})
 	// A log does not grow for ever.
 	logs, _ := filepath.Glob(filepath.Join(n.Dir, "logs", "hostile_log-flood_*", "main", "*"))
 	var size int64
@@ -147,6 +133,8 @@ func TestHostilePods(t *testing.T) {
 	if size == 0 || size > 60<<20 {
 		t.Errorf("the log has %d bytes", size)
 	}
+	n.undisturbed(ns, container)
+	n.forkBomb("hostile")
 	n.undisturbed(ns, container)
 
 	n.kubectl("delete", "namespace", "hostile", "--timeout=120s")
@@ -175,6 +163,29 @@ func TestHostilePods(t *testing.T) {
 	if err != nil || len(pods) != 1 {
 		t.Errorf("directories of %d pods are left, %v", len(pods), err)
 	}
+}
+
+// forkBomb lets one go off, until it has as good as all the processes that a
+// pod may have, and removes it.
+func (n node) forkBomb(ns string) {
+	n.t.Helper()
+	n.ok(n.Apply(pod(ns, "bomb", one(`command: [sh, -c, "bomb() { bomb | bomb & }; bomb; while :; do sleep 1000; done"]`))))
+	most := 0
+	n.until("a fork bomb goes off", func() (bool, string) {
+		processes, err := n.Processes()
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		bomb := 0
+		for _, p := range processes {
+			if len(p.Args) > 2 && strings.Contains(p.Args[2], "bomb()") {
+				bomb++
+			}
+		}
+		most = max(most, bomb)
+		return bomb > 1000, fmt.Sprint(most, " processes")
+	})
+	n.kubectl("-n", ns, "delete", "pod", "bomb", "--grace-period=1", fmt.Sprintf("--timeout=%v", patience))
 }
 
 // sessions opens that many exec sessions to a pod, has them all open at once,

@@ -39,6 +39,13 @@ func quota(milli int64) int64 {
 	return max(milli*period/1000, minQuota)
 }
 
+// BestEffort is the control group, below the runtime's root, of pods that ask
+// for nothing: together they get what others leave (BestEffortShares).
+const (
+	BestEffort       = "besteffort"
+	BestEffortShares = minShares
+)
+
 // Cgroup is the pod's control group below the runtime's root.
 func Cgroup(p *v1.Pod) string {
 	name := "pod" + string(p.UID)
@@ -48,7 +55,7 @@ func Cgroup(p *v1.Pod) string {
 	case v1.PodQOSBurstable:
 		return path.Join("burstable", name)
 	}
-	return path.Join("besteffort", name)
+	return path.Join(BestEffort, name)
 }
 
 // PodResources are those of a pod as a whole: what it says itself, or what its
