@@ -24,9 +24,9 @@ const (
 )
 
 // PodPids is how many processes and threads a pod may have. A kubelet has no
-// such limit unless it is told one; this is what managed clusters tell it. It
-// stops a fork bomb before the machine's own ids run out.
-const PodPids = 4096
+// such limit unless it is told one. It stops a fork bomb long before the
+// machine's own ids run out, and while two processors can still bear it.
+const PodPids = 1024
 
 func shares(milli int64) int64 {
 	return min(max(milli*sharesPerCPU/1000, minShares), maxShares)
