@@ -1,4 +1,4 @@
-# The words that people and scripts rely on: deps build up tools test test-long test-v2 fuzz bench notices vet linkproof clean.
+# The words that people and scripts rely on: deps build up tools test test-long test-v2 test-boot fuzz conformance bench notices vet linkproof clean.
 
 # Every go command runs with the same flags, so that one cache serves them all.
 export GOFLAGS     := -trimpath -buildvcs=false
@@ -17,8 +17,9 @@ LDFLAGS := -s -w \
 KEEPER := internal/keeper/embedded/tutti-keeper
 
 # What a bare Debian 12 lacks: gcc to git are for building, nftables
-# carries Services, iproute2 and busybox-static are for the tests and images.
-PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git nftables iproute2 busybox-static
+# carries Services, iproute2 and busybox-static are for the tests and images,
+# python3-kubernetes is a client that the tests drive.
+PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git nftables iproute2 busybox-static python3-kubernetes
 
 .NOTPARALLEL:
 
@@ -46,12 +47,15 @@ deps:
 
 # Other people's programs, unmodified, as the end-to-end tests drive them: those
 # of Go are each pinned by a go.mod of its own, kubectl by ours.
-TOOLS := $(notdir $(patsubst %/,%,$(dir $(wildcard test/tools/*/go.mod))))
+# Upstream's suite of conformance is not among them: see there.
+TOOLS := $(filter-out e2e,$(notdir $(patsubst %/,%,$(dir $(wildcard test/tools/*/go.mod)))))
 .PHONY: tools
 tools: $(addprefix dist/tools/,$(TOOLS) kubectl debian)
 
 $(addprefix dist/tools/,$(TOOLS)): dist/tools/%: test/tools/%/go.mod
 	cd test/tools/$* && go build -tags '$(TAGS_$*)' -o $(CURDIR)/$@ tool
+
+dist/tools/operator: $(wildcard test/tools/operator/*.go)
 
 # Of what Prometheus can discover, only Kubernetes: its own tags leave out the clouds.
 TAGS_prometheus := remove_all_sd enable_kubernetes_sd
@@ -74,7 +78,7 @@ up: deps build images
 	@echo starting this machine
 	@bin/tutti up >/dev/null
 	@bin/tutti image load $(SHOP)/*.tar >/dev/null
-	@bin/tutti up examples/shop
+	@env -u KUBECONFIG bin/tutti up examples/shop
 
 # What CI runs. Everything but the end-to-end tests may come from Go's cache of results.
 .PHONY: vet test test-unit test-e2e test-long
@@ -85,6 +89,7 @@ vet: keeper
 	go vet ./...
 	CGO_ENABLED=1 go vet -tags '$(KEEPERTAGS)' ./cmd/tutti-keeper ./internal/keeper/server
 	cd examples/shop && go vet ./...
+	cd test/tools/operator && go vet ./...
 
 test-unit: keeper
 	cd examples/shop && go test ./...
@@ -116,6 +121,46 @@ fuzz: keeper
 .PHONY: test-v2
 test-v2: keeper
 	test/vm/run
+
+# Boots Debian with systemd in QEMU, installs, reboots, uninstalls. Takes a quarter of an hour.
+.PHONY: test-boot
+test-boot: build
+	test/boot/run
+
+# Upstream's own tests of Kubernetes, unmodified, against bin/tutti on a throwaway
+# machine. FOCUS and SKIP are regular expressions of cases, SHARD is i/n, EACH=n
+# takes n of each area. What has passed is not run again unless AGAIN=1. The first
+# build takes minutes.
+.PHONY: conformance conformance-ci conformance-page
+SUITE := dist/conformance/bin
+SUITE_ginkgo := github.com/onsi/ginkgo/v2/ginkgo
+SUITE_agnhost := k8s.io/kubernetes/test/images/agnhost
+SUITE_nonewprivs := k8s.io/kubernetes/test/images/nonewprivs
+SUITE_sample-apiserver := k8s.io/sample-apiserver
+SUITE_etcd := go.etcd.io/etcd/server/v3
+SUITEPROGRAMS := $(addprefix $(SUITE)/,ginkgo agnhost nonewprivs sample-apiserver etcd)
+JUDGE := $(SUITE)/conformance $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)')
+conformance: deps build dist/tools/kubectl $(SUITE)/e2e.test $(SUITEPROGRAMS)
+	go build -ldflags '-s -w' -o $(SUITE)/ ./test/conformance ./test/conformance/pause
+	$(JUDGE) $(if $(SHARD),-shard '$(SHARD)') $(if $(EACH),-each '$(EACH)') $(if $(AGAIN),-again) $(if $(PROCS),-procs '$(PROCS)') $(if $(LIMIT),-limit '$(LIMIT)') \
+		-upstream "$$(cd test/tools/e2e && go list -m -f '{{.Dir}}' k8s.io/kubernetes)"
+
+# What CI runs of it: two cases of each area, so that no feature goes unjudged,
+# without those that want the machine for themselves and those that mostly wait.
+CISKIP := \[Serial\]|\[Slow\]|\[Disruptive\]|not\* be restarted|monotonically|CronJob|Pod Generation|phased rolling|resourcequota status|Definition Watch
+conformance-ci:
+	@$(MAKE) --no-print-directory conformance EACH=2 AGAIN=1 LIMIT=10m SKIP='$(CISKIP)'
+
+# From all that has been run here: docs/conformance.md.
+conformance-page: $(SUITE)/e2e.test
+	go build -ldflags '-s -w' -o $(SUITE)/ ./test/conformance
+	$(JUDGE) -page docs/conformance.md
+
+$(SUITE)/e2e.test: test/tools/e2e/go.mod
+	cd test/tools/e2e && go test -c -ldflags '$(LDFLAGS)' -o $(CURDIR)/$@ k8s.io/kubernetes/test/e2e
+
+$(SUITEPROGRAMS): test/tools/e2e/go.mod
+	cd test/tools/e2e && go build -ldflags '-s -w' -o $(CURDIR)/$@ $(SUITE_$(@F))
 
 # JSON lines in dist/bench.jsonl and a table here; BENCH_COLD=1 adds a build with an empty cache.
 .PHONY: bench

@@ -10,6 +10,7 @@ import (
 	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/cli"
 	"tutti.dev/tutti/internal/daemon"
+	"tutti.dev/tutti/internal/systemd"
 )
 
 func main() {
@@ -20,6 +21,8 @@ func main() {
 		Cleanup: func(ctx context.Context, dir api.DataDir, purge bool) error {
 			return daemon.Cleanup(ctx, dir, purge, daemon.Log(os.Stderr))
 		},
+		Configure: daemon.Configure,
+		Services:  systemd.Machine(),
 	}
 	os.Exit(cli.Main(context.Background(), machine, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }

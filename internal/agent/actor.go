@@ -11,6 +11,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
+	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/image"
@@ -189,8 +190,12 @@ func (x *actor) run(ctx context.Context) {
 		x.mu.Lock()
 		d, before := x.decide()
 		p, halt, gone, evicted := x.o.Pod, x.o.Halt, x.o.Gone, x.o.Evicted != nil
-		written := equality.Semantic.DeepEqual(p.Status, d.Status)
 		x.mu.Unlock()
+		told := p
+		if kubetypes.IsStaticPod(p) {
+			told = x.a.mirrorOf(p)
+		}
+		written := told == nil || equality.Semantic.DeepEqual(told.Status, d.Status)
 
 		if !halt && !gone {
 			x.a.report(p, &before, &d.Status)

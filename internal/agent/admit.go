@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"sync"
 
+	"github.com/opencontainers/selinux/go-selinux"
 	v1 "k8s.io/api/core/v1"
 	resourcehelper "k8s.io/component-helpers/resource"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
@@ -13,6 +15,7 @@ import (
 	"k8s.io/kubernetes/pkg/security/apparmor"
 
 	"tutti.dev/tutti/internal/agent/pod"
+	"tutti.dev/tutti/internal/agent/probe"
 )
 
 // gate says which pods this machine takes. The scheduler has decided already;
@@ -63,6 +66,11 @@ func (g *gate) ask(p *v1.Pod, op lifecycle.Operation) *pod.Refusal {
 	if wantsAppArmor(p) {
 		return &pod.Refusal{Reason: "AppArmor", Message: "AppArmor is not supported by tutti yet; leave appArmorProfile out, or set it to Unconfined"}
 	}
+	if op == lifecycle.AddOperation {
+		if err := cannot(p, selinux.GetEnabled()); err != nil {
+			return &pod.Refusal{Reason: lifecycle.PodFeatureUnsupported, Message: err.Error()}
+		}
+	}
 	for _, rule := range g.rules {
 		if r := rule.Admit(at); !r.Admit {
 			return &pod.Refusal{Reason: r.Reason, Message: r.Message}
@@ -78,6 +86,23 @@ func wantsAppArmor(p *v1.Pod) bool {
 		profile := apparmor.GetProfile(p, c)
 		return profile == nil || profile.Type == v1.AppArmorProfileTypeUnconfined
 	})
+}
+
+// cannot says what of the pod would otherwise be ignored. confined says that
+// the kernel enforces SELinux: where it does not, labels mean nothing, as on
+// any node.
+func cannot(p *v1.Pod, confined bool) error {
+	if len(p.Spec.ResourceClaims) > 0 {
+		return errors.New("devices of resource claims are not supported by tutti yet; leave resourceClaims out")
+	}
+	labelled := p.Spec.SecurityContext != nil && p.Spec.SecurityContext.SELinuxOptions != nil
+	for c := range podutil.ContainerIter(&p.Spec, podutil.AllContainers) {
+		labelled = labelled || c.SecurityContext != nil && c.SecurityContext.SELinuxOptions != nil
+	}
+	if labelled && confined {
+		return errors.New("SELinux labels are not supported by tutti yet; leave seLinuxOptions out")
+	}
+	return probe.CheckPeriods(p)
 }
 
 // resize admits new resources of a pod that was taken, or says why they wait

@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	evictionapi "k8s.io/kubernetes/pkg/kubelet/eviction/api"
+	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 
 	"tutti.dev/tutti/internal/agent/node"
 	"tutti.dev/tutti/internal/agent/pod"
@@ -63,6 +64,10 @@ type Agent struct {
 	// found are workloads of pods that have no actor yet; nil once all have.
 	found map[string]*leftover
 	halt  *time.Duration
+	// static are the pods of this machine's manifests, mirrors what the API has
+	// of them, by full name.
+	static  map[types.UID]bool
+	mirrors map[string]*v1.Pod
 }
 
 // leftover is what a runtime has of a pod that has no actor (yet).
@@ -91,6 +96,7 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	a := &Agent{
 		Config: c, thresholds: thresholds, log: c.Log, client: client,
 		actors: map[string]*actor{}, ended: map[string]bool{}, found: map[string]*leftover{},
+		static: map[types.UID]bool{}, mirrors: map[string]*v1.Pod{},
 	}
 	handlers := make([]string, 0, len(c.Runtimes))
 	for name := range c.Runtimes {
@@ -116,6 +122,7 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 		a.Volumes = podvolume.NewManager(podvolume.Config{
 			Dir: c.DataDir, Client: client, NodeName: c.NodeName, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain,
 			Allocatable: func() v1.ResourceList { return a.node.Node().Status.Allocatable },
+			Image:       a.imageVolume,
 			Event:       func(p *v1.Pod, kind, reason, message string) { a.event(p, "", kind, reason, message) },
 			Log:         c.Log,
 		})
@@ -162,7 +169,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer broadcaster.Shutdown()
 	broadcaster.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: a.client.CoreV1().Events("")})
 	// People and tests look for what "kubelet" has to say.
-	a.recorder = broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: a.NodeName})
+	recorder := broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: a.NodeName})
+	a.recorder = recorder
 
 	a.watchPressure()
 
@@ -182,6 +190,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		// What runs must be known before the first pod is: or it would be
 		// started a second time.
 		listed.Wait()
+		manifests, err := a.watchManifests(ctx, recorder)
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { a.followManifests(ctx, manifests); return nil })
 		if !cache.WaitForCacheSync(ctx.Done(), a.synced...) {
 			return nil
 		}
@@ -216,6 +229,10 @@ func (a *Agent) distinct() map[runtime.Runtime]bool {
 
 // setPod takes a pod as the API has it.
 func (a *Agent) setPod(p *v1.Pod) {
+	if kubetypes.IsMirrorPod(p) {
+		a.setMirror(p, p)
+		return
+	}
 	a.mu.Lock()
 	x := a.actors[string(p.UID)]
 	if x == nil && !a.ended[string(p.UID)] {
@@ -258,6 +275,10 @@ func (a *Agent) deletePod(o any) {
 	if !ok {
 		return
 	}
+	if kubetypes.IsMirrorPod(p) {
+		a.setMirror(p, nil)
+		return
+	}
 	a.mu.Lock()
 	x := a.actors[string(p.UID)]
 	delete(a.ended, string(p.UID))
@@ -280,6 +301,9 @@ func (a *Agent) forget(x *actor) {
 	}
 	a.mu.Unlock()
 	a.leave(x.uid)
+	if p := x.pod(); kubetypes.IsStaticPod(p) {
+		go a.mirror(a.ctx, p)
+	}
 	if err := x.removeLogs(); err != nil {
 		a.log.Warn("cannot remove what is left of a pod", "pod", x.uid, "err", err)
 	}

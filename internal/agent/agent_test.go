@@ -56,7 +56,7 @@ type machine struct {
 func newMachine() *machine {
 	return &machine{
 		open: map[string]bool{}, runs: map[runtime.ID]runtime.Status{}, watchers: map[chan runtime.Status]bool{},
-		ignore: map[syscall.Signal]bool{}, failing: map[string]error{}, images: map[string]bool{"app": true}, probes: map[runtime.ID]probe.Result{},
+		ignore: map[syscall.Signal]bool{}, failing: map[string]error{}, images: map[string]bool{"app": true, "better": true}, probes: map[runtime.ID]probe.Result{},
 	}
 }
 
@@ -96,11 +96,11 @@ func (m *machine) disconnect() {
 	}
 }
 
-func (m *machine) Open(_ context.Context, p runtime.Pod) error {
+func (m *machine) Open(_ context.Context, p runtime.Pod) (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.open[p.ID] = true
-	return nil
+	return "ground", nil
 }
 
 func (m *machine) Close(_ context.Context, id string) error {
@@ -130,6 +130,9 @@ func (m *machine) Start(_ context.Context, w runtime.Workload) (runtime.Status, 
 		return runtime.Status{}, errors.New("pod is not open")
 	}
 	m.note("start %s %d", w.Name, w.Attempt)
+	if w.JoinPID != nil {
+		m.note("%s sees %s %d", w.Name, w.JoinPID.Name, w.JoinPID.Attempt)
+	}
 	s := runtime.Status{ID: w.ID, State: runtime.Running, StartedAt: time.Now(), Labels: w.Labels, StopSignal: w.StopSignal, Log: w.Log}
 	m.set(s)
 	return s, nil
@@ -512,10 +515,13 @@ func TestRestartAndBackOff(t *testing.T) {
 	b.until("restart", func() bool { return slices.Contains(b.m.notes(), "start main 1") })
 	b.ready()
 	b.m.exit(b.id("main", 1), 3)
-	b.until("back-off shows", func() bool {
-		w := b.pod().Status.ContainerStatuses[0].State.Waiting
-		return w != nil && w.Reason == pod.ReasonCrashLoop
-	})
+	backsOff := func(delay string) func() bool {
+		return func() bool {
+			w := b.pod().Status.ContainerStatuses[0].State.Waiting
+			return w != nil && w.Reason == pod.ReasonCrashLoop && strings.HasPrefix(w.Message, "back-off "+delay+" ")
+		}
+	}
+	b.until("back-off shows", backsOff("10s"))
 	c := b.pod().Status.ContainerStatuses[0]
 	if c.RestartCount != 1 || c.LastTerminationState.Terminated == nil || c.LastTerminationState.Terminated.ExitCode != 3 {
 		t.Errorf("container status: %+v", c)
@@ -523,6 +529,16 @@ func TestRestartAndBackOff(t *testing.T) {
 	if podutil.IsPodReady(b.pod()) {
 		t.Error("pod is ready though its container waits")
 	}
+	// Another image does not wait for what the old one did, nor counts on.
+	p := b.pod()
+	p.Spec.Containers[0].Image = "better"
+	if _, err := b.client.CoreV1().Pods("default").Update(context.Background(), p, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b.until("the other image runs", func() bool { return slices.Contains(b.m.notes(), "start main 2") })
+	b.ready()
+	b.m.exit(b.id("main", 2), 3)
+	b.until("back-off begins anew", backsOff("10s"))
 }
 
 func TestProgramThatCannotStart(t *testing.T) {
@@ -533,6 +549,28 @@ func TestProgramThatCannotStart(t *testing.T) {
 	if c := b.pod().Status.ContainerStatuses[0]; c.State.Terminated == nil || c.State.Terminated.Reason != "StartError" || c.State.Terminated.ExitCode != 128 {
 		t.Errorf("container status: %+v", c)
 	}
+}
+
+func TestEphemeralContainerSeesItsTarget(t *testing.T) {
+	b := newBench(t)
+	b.create(func(p *v1.Pod) {
+		p.Spec.Containers = append(p.Spec.Containers, container("never"))
+		p.Spec.Containers[1].Image = "none"
+		for name, target := range map[string]string{"debugger": "main", "waiting": "never"} {
+			p.Spec.EphemeralContainers = append(p.Spec.EphemeralContainers, v1.EphemeralContainer{
+				EphemeralContainerCommon: v1.EphemeralContainerCommon(container(name)), TargetContainerName: target,
+			})
+		}
+	})
+	b.until("the debugger sees its target", func() bool { return slices.Contains(b.m.notes(), "debugger sees main 0") })
+	b.until("the other waits for its own", func() bool {
+		for _, c := range b.pod().Status.EphemeralContainerStatuses {
+			if w := c.State.Waiting; c.Name == "waiting" && w != nil {
+				return w.Reason == pod.ReasonConfig && w.Message == `target container "never" does not run`
+			}
+		}
+		return false
+	})
 }
 
 func TestMissingImage(t *testing.T) {

@@ -21,41 +21,19 @@ import (
 func (x *actor) getImage(ctx context.Context, s pod.Step) {
 	p := x.desired()
 	c, _ := containerOf(p, s.Container)
-	fail := func(reason string, err error, first time.Duration) {
+	img, layers, err := x.a.holdImage(ctx, p, c.Name, c.Image, c.ImagePullPolicy)
+	if err != nil {
 		if ctx.Err() != nil {
 			return
+		}
+		reason, first := pod.ReasonErrImagePull, pullFirst
+		var problem *imageProblem
+		if errors.As(err, &problem) {
+			reason, first = problem.reason, problem.first
 		}
 		x.container(s.ID, func(k *pod.Container) {
 			k.Fault = k.Fault.Next(time.Now(), reason, err.Error(), first, pullMost)
 		})
-	}
-	ref, err := reference.ParseNormalizedNamed(c.Image)
-	if err != nil {
-		x.a.event(p, c.Name, v1.EventTypeWarning, "InspectFailed", fmt.Sprintf("Failed to apply default image tag %q: couldn't parse image name %q: %v", c.Image, c.Image, err))
-		fail(pod.ReasonImageName, fmt.Errorf("Failed to apply default image tag %q: couldn't parse image name %q: %w", c.Image, c.Image, err), pullFirst)
-		return
-	}
-	img, err := x.a.Images.Get(ctx, c.Image)
-	switch {
-	case err != nil && !errors.Is(err, image.ErrNotFound):
-		fail(pod.ReasonErrImagePull, fmt.Errorf("look up image %s: %w", c.Image, err), pullFirst)
-		return
-	case c.ImagePullPolicy == v1.PullNever && err != nil:
-		err := fmt.Errorf("Container image %q is not present with pull policy of Never", c.Image)
-		x.a.event(p, c.Name, v1.EventTypeWarning, events.ErrImageNeverPullPolicy, err.Error())
-		fail(pod.ReasonImageNever, err, pullFirst)
-		return
-	case err == nil && c.ImagePullPolicy != v1.PullAlways:
-		x.a.event(p, c.Name, v1.EventTypeNormal, events.PulledImage, fmt.Sprintf("Container image %q already present on machine", c.Image))
-	default:
-		if img, err = x.pull(ctx, p, c, ref); err != nil {
-			fail(pod.ReasonErrImagePull, err, pullFirst)
-			return
-		}
-	}
-	layers, err := x.a.Images.Hold(ctx, img, x.uid)
-	if err != nil {
-		fail(pod.ReasonErrImagePull, fmt.Errorf("hold image %s: %w", c.Image, err), startFirst)
 		return
 	}
 	x.mu.Lock()
@@ -64,23 +42,67 @@ func (x *actor) getImage(ctx context.Context, s pod.Step) {
 	x.container(s.ID, func(k *pod.Container) { k.Image, k.ImageID, k.Fault = true, imageID(img), nil })
 }
 
-func (x *actor) pull(ctx context.Context, p *v1.Pod, c *v1.Container, ref reference.Named) (image.Image, error) {
-	x.a.event(p, c.Name, v1.EventTypeNormal, events.PullingImage, fmt.Sprintf("Pulling image %q", c.Image))
+// imageVolume finds the image of a volume as it would be for a container.
+func (a *Agent) imageVolume(ctx context.Context, p *v1.Pod, name string, policy v1.PullPolicy) ([]string, error) {
+	_, layers, err := a.holdImage(ctx, p, "", name, policy)
+	return layers, err
+}
+
+// imageProblem is why there is no image when it is not the pull that failed.
+type imageProblem struct {
+	error
+	reason string
+	first  time.Duration
+}
+
+// holdImage finds an image, pulls it if the policy wants that, and holds it
+// for the pod. Events are the container's; "" is the pod itself.
+func (a *Agent) holdImage(ctx context.Context, p *v1.Pod, container, name string, policy v1.PullPolicy) (image.Image, []string, error) {
+	ref, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		err = fmt.Errorf("Failed to apply default image tag %q: couldn't parse image name %q: %w", name, name, err)
+		a.event(p, container, v1.EventTypeWarning, "InspectFailed", err.Error())
+		return image.Image{}, nil, &imageProblem{err, pod.ReasonImageName, pullFirst}
+	}
+	img, err := a.Images.Get(ctx, name)
+	switch {
+	case err != nil && !errors.Is(err, image.ErrNotFound):
+		return img, nil, fmt.Errorf("look up image %s: %w", name, err)
+	case policy == v1.PullNever && err != nil:
+		err := fmt.Errorf("Container image %q is not present with pull policy of Never", name)
+		a.event(p, container, v1.EventTypeWarning, events.ErrImageNeverPullPolicy, err.Error())
+		return img, nil, &imageProblem{err, pod.ReasonImageNever, pullFirst}
+	case err == nil && policy != v1.PullAlways:
+		a.event(p, container, v1.EventTypeNormal, events.PulledImage, fmt.Sprintf("Container image %q already present on machine", name))
+	default:
+		if img, err = a.pull(ctx, p, container, name, ref); err != nil {
+			return img, nil, err
+		}
+	}
+	layers, err := a.Images.Hold(ctx, img, string(p.UID))
+	if err != nil {
+		return img, nil, &imageProblem{fmt.Errorf("hold image %s: %w", name, err), pod.ReasonErrImagePull, startFirst}
+	}
+	return img, layers, nil
+}
+
+func (a *Agent) pull(ctx context.Context, p *v1.Pod, container, name string, ref reference.Named) (image.Image, error) {
+	a.event(p, container, v1.EventTypeNormal, events.PullingImage, fmt.Sprintf("Pulling image %q", name))
 	begun := time.Now()
-	auths, err := x.a.auths(ctx, p, ref)
+	auths, err := a.auths(ctx, p, ref)
 	if err != nil {
 		return image.Image{}, err
 	}
-	img, err := x.a.Images.Pull(ctx, c.Image, auths)
+	img, err := a.Images.Pull(ctx, name, auths)
 	if err != nil {
 		if ctx.Err() == nil {
-			x.a.event(p, c.Name, v1.EventTypeWarning, events.FailedToPullImage, fmt.Sprintf("Failed to pull image %q: %v", c.Image, err))
-			x.a.event(p, c.Name, v1.EventTypeWarning, events.FailedToPullImage, "Error: "+pod.ReasonErrImagePull)
+			a.event(p, container, v1.EventTypeWarning, events.FailedToPullImage, fmt.Sprintf("Failed to pull image %q: %v", name, err))
+			a.event(p, container, v1.EventTypeWarning, events.FailedToPullImage, "Error: "+pod.ReasonErrImagePull)
 		}
 		return img, err
 	}
-	x.a.event(p, c.Name, v1.EventTypeNormal, events.PulledImage, fmt.Sprintf("Successfully pulled image %q in %s. Image size: %d bytes.",
-		c.Image, time.Since(begun).Truncate(time.Millisecond), img.Size))
+	a.event(p, container, v1.EventTypeNormal, events.PulledImage, fmt.Sprintf("Successfully pulled image %q in %s. Image size: %d bytes.",
+		name, time.Since(begun).Truncate(time.Millisecond), img.Size))
 	return img, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
+	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 
 	"tutti.dev/tutti/internal/agent/pod"
 )
@@ -91,6 +92,9 @@ func (w *statusWriter) run(ctx context.Context) {
 // that nothing of the other is lost.
 func (w *statusWriter) write(ctx context.Context, s *v1.PodStatus) error {
 	p := *w.x.pod()
+	if kubetypes.IsStaticPod(&p) {
+		return w.x.a.writeMirror(ctx, &p, s)
+	}
 	if equality.Semantic.DeepEqual(p.Status, *s) {
 		return nil
 	}

@@ -131,9 +131,11 @@ func (x *actor) openGround(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := rt.Open(ctx, translate.Pod(p, hostname, netns)); err != nil {
+	ground, err := rt.Open(ctx, translate.Pod(p, hostname, netns))
+	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
+	x.change(func(o *pod.Observed) { o.GroundName = ground })
 	return nil
 }
 
@@ -160,7 +162,7 @@ func (x *actor) start(ctx context.Context, s pod.Step) {
 	x.container(s.ID, func(k *pod.Container) { k.Starting, k.Hook = true, hooked })
 	defer x.container(s.ID, func(k *pod.Container) { k.Starting, k.Hook = false, false })
 
-	if why, err := x.launch(ctx, p, c, s.ID); err != nil {
+	if why, err := x.launch(ctx, p, c, s); err != nil {
 		if ctx.Err() != nil {
 			return
 		}
@@ -168,7 +170,7 @@ func (x *actor) start(ctx context.Context, s pod.Step) {
 		if why == pod.ReasonStart {
 			x.restarted(s)
 			x.change(func(o *pod.Observed) {
-				o.Runs = append(o.Runs, pod.NotStarted(s.ID, time.Now(), translate.Labels(p, c, o.Containers[c.Name].ImageID), err.Error()))
+				o.Runs = append(o.Runs, pod.NotStarted(s.ID, time.Now(), translate.Labels(p, c, o.Containers[c.Name].ImageID, o.GroundName, s.Round), err.Error()))
 			})
 			return
 		}
@@ -196,13 +198,14 @@ func (x *actor) start(ctx context.Context, s pod.Step) {
 
 // launch asks the runtime to run an attempt. On failure it also says with
 // what reason the API is to show it.
-func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runtime.ID) (reason string, err error) {
+func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, s pod.Step) (reason string, err error) {
+	id := s.ID
 	rt, err := x.runtime()
 	if err != nil {
 		return pod.ReasonCreate, err
 	}
 	x.mu.Lock()
-	img := x.images[c.Name]
+	img, ground := x.images[c.Name], x.o.GroundName
 	x.mu.Unlock()
 	args, vars, err := x.program(ctx, p, c, img.Config)
 	if err != nil {
@@ -212,9 +215,13 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	if err != nil {
 		return pod.ReasonConfig, err
 	}
+	target, err := x.target(p, c.Name)
+	if err != nil {
+		return pod.ReasonConfig, err
+	}
 	w, err := translate.Workload(translate.Input{
-		Pod: p, Container: c, Attempt: id.Attempt, Image: img.Image, ImageID: imageID(img.Image), Layers: img.layers,
-		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts,
+		Pod: p, Container: c, Attempt: id.Attempt, Round: s.Round, Image: img.Image, ImageID: imageID(img.Image), Ground: ground, Layers: img.layers,
+		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, JoinPID: target,
 	}, x.a.machine)
 	if err != nil {
 		return pod.ReasonConfig, err
@@ -222,6 +229,9 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	if err := os.MkdirAll(filepath.Dir(w.Log), 0o755); err != nil {
 		return pod.ReasonCreate, fmt.Errorf("make log directory: %w", err)
 	}
+	// The pod may have been resized since it was opened, and must not have
+	// less than its container.
+	early := rt.UpdatePod(ctx, x.uid, translate.PodResources(p))
 	st, err := rt.Start(ctx, w)
 	switch {
 	case err == nil:
@@ -232,7 +242,23 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, id runti
 	case errors.Is(err, runtime.ErrInvalid):
 		return pod.ReasonStart, err
 	}
-	return pod.ReasonRun, err
+	return pod.ReasonRun, errors.Join(early, err)
+}
+
+// target is the run whose processes the container asks to see, nil if it asks
+// for none.
+func (x *actor) target(p *v1.Pod, container string) (*runtime.ID, error) {
+	i := slices.IndexFunc(p.Spec.EphemeralContainers, func(e v1.EphemeralContainer) bool { return e.Name == container })
+	if i < 0 || p.Spec.EphemeralContainers[i].TargetContainerName == "" {
+		return nil, nil
+	}
+	name := p.Spec.EphemeralContainers[i].TargetContainerName
+	for _, r := range x.runs() {
+		if r.Name == name && r.State == runtime.Running {
+			return &r.ID, nil
+		}
+	}
+	return nil, fmt.Errorf("target container %q does not run", name)
 }
 
 // program says what a container runs, and the variables that the pod gives to
@@ -310,6 +336,9 @@ func (x *actor) restarted(s pod.Step) {
 		for i := range x.o.Runs {
 			if r := &x.o.Runs[i]; r.Name == s.ID.Name && r.Attempt == s.ID.Attempt-1 {
 				ended = r.FinishedAt
+				if c, _ := containerOf(x.o.Pod, s.Container); r.OtherImage(c) {
+					k.Crash = pod.Crash{}
+				}
 			}
 		}
 		k.Crash = k.Crash.Next(ended, time.Now())
@@ -406,7 +435,7 @@ func (x *actor) resize(ctx context.Context, s pod.Step) error {
 	if err := rt.UpdatePod(ctx, x.uid, whole); err != nil && !x.othersUnderWay(s) {
 		return fmt.Errorf("resize %s: %w", s.ID, err)
 	}
-	x.container(s.ID, func(k *pod.Container) { k.Resources = pod.ResourceKey(c) })
+	x.container(s.ID, func(k *pod.Container) { k.Resources = pod.ResourceKey(p, c) })
 	return nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"tutti.dev/tutti/internal/api"
+	"tutti.dev/tutti/internal/systemd"
 )
 
 // Exit codes.
@@ -37,6 +38,10 @@ type Machine struct {
 	// Cleanup removes what a server that is gone has left running, and with
 	// purge the data too. It does nothing where there is nothing to do.
 	Cleanup func(ctx context.Context, dir api.DataDir, purge bool) error
+	// Configure keeps settings for the next start, and says whether any is new.
+	Configure func(dir api.DataDir, s api.Settings) (changed bool, err error)
+	// Services is the machine's service manager; nil is none.
+	Services *systemd.Manager
 }
 
 // Main runs the command of the arguments (without the program's name) and
@@ -147,7 +152,7 @@ client work with it as they are.`,
 		}
 	}
 	add("apps", c.up(), c.down(), c.status(), c.image())
-	add("machine", c.stop(), c.server())
+	add("machine", c.stop(), c.install(), c.uninstall(), c.server())
 	add("kube", c.kubectl(), c.kubeconfig())
 	add("", c.version())
 	setHelp(root)

@@ -100,7 +100,7 @@ func TestStatusOfNothingAsJSON(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, c := range []string{"", "up", "down", "status", "stop", "server", "kubectl", "kubeconfig", "image", "image import", "image push", "image gc", "version"} {
+	for _, c := range []string{"", "up", "down", "status", "stop", "install", "uninstall", "server", "kubectl", "kubeconfig", "image", "image import", "image push", "image gc", "version"} {
 		name := strings.ReplaceAll("tutti "+c, " ", "-")
 		t.Run(name, func(t *testing.T) {
 			_, got, _ := run(t, Machine{}, append([]string{"help"}, strings.Fields(c)...)...)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,7 +22,10 @@ import (
 	"k8s.io/kubectl/pkg/cmd/util"
 )
 
-const envKubeconfig = "KUBECONFIG"
+const (
+	envKubeconfig = "KUBECONFIG"
+	envCache      = "KUBECACHEDIR"
+)
 
 func (c *command) kubectl() *cobra.Command {
 	return &cobra.Command{
@@ -88,8 +92,15 @@ func (c *command) chooseCluster(args []string) error {
 	file := c.dir().Kubeconfig()
 	needless := len(args) == 0 || slices.Contains(offline, args[0]) || slices.Contains(args, "--help") || slices.Contains(args, "-h") ||
 		args[0] == "version" && slices.Contains(args, "--client")
-	if err := readable(file); err != nil && !needless {
+	err := readable(file)
+	if err != nil && !needless {
 		return err
+	}
+	// What kubectl remembers of this machine goes with it.
+	if err == nil && os.Getenv(envCache) == "" {
+		if err := os.Setenv(envCache, filepath.Join(c.dataDir, "kubectl")); err != nil {
+			return err
+		}
 	}
 	return os.Setenv(envKubeconfig, file)
 }

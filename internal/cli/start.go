@@ -20,11 +20,17 @@ import (
 
 // start starts the server in the background unless one runs already, and
 // waits until it is ready. Two at once agree: the second waits for the first.
-// started says whether it was this call.
+// A server that runs with other settings starts again with those that are
+// asked for; its workloads go on. started says whether it was this call.
 func (c *command) start(ctx context.Context, s api.Settings) (started bool, err error) {
 	ctl := c.control()
 	if st, err := ctl.status(ctx); err == nil && st.Ready {
-		return false, nil
+		if changed, err := c.configure(s); err != nil || !changed {
+			return false, err
+		}
+		if err := c.makeWay(ctx); err != nil {
+			return false, err
+		}
 	}
 	made, err := makeDataDir(c.dir())
 	if err != nil {
@@ -45,11 +51,31 @@ func (c *command) start(ctx context.Context, s api.Settings) (started bool, err 
 	} else if !errors.Is(err, errNotRunning) {
 		return false, err
 	}
+	if c.isService() {
+		return true, c.startService(ctx, s, d)
+	}
 	err = c.spawn(ctx, s, d, release)
 	if err != nil && made {
 		removeUnused(c.dir())
 	}
 	return true, err
+}
+
+// makeWay ends the server, not its workloads.
+func (c *command) makeWay(ctx context.Context) error {
+	d := progress.New(c.out)
+	defer d.Close()
+	if err := c.stopService(ctx); err != nil {
+		return err
+	}
+	if err := c.endServer(ctx, false, d); err != nil {
+		return err
+	}
+	unlock, err := c.serverGone(ctx)
+	if err == nil {
+		unlock()
+	}
+	return err
 }
 
 // join follows a start that someone else began.
@@ -65,7 +91,11 @@ func (c *command) join(ctx context.Context, ctl *control, d *progress.Display) e
 // why says where to look when a server ended without a word.
 func (c *command) why(err error) error {
 	if errors.Is(err, errEnded) {
-		return fmt.Errorf("the server ended before it was ready; %s says why", c.dir().Log())
+		log := string(c.dir().Log())
+		if c.isService() {
+			log = "`journalctl -u tutti`"
+		}
+		return fmt.Errorf("the server ended before it was ready; %s says why", log)
 	}
 	return err
 }

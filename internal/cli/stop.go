@@ -27,7 +27,8 @@ func (c *command) stop() *cobra.Command {
 		Long: `stop ends this machine's workloads in order, then its server, and takes its
 network away. The data stays, and "tutti up" goes on where it was.
 With --purge nothing stays: images, volumes and the cluster itself are deleted
-without asking.`,
+without asking. An installed service stays installed, and the next boot starts
+it again.`,
 		Args:              takes(0, 0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -36,7 +37,13 @@ without asking.`,
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			return c.runStop(ctx, purge)
+			if err := c.runStop(ctx, purge); err != nil {
+				return err
+			}
+			if c.isService() {
+				fmt.Fprintln(c.out, "The next boot starts the service again; `tutti uninstall` removes it.")
+			}
+			return nil
 		},
 	}
 	cmd.Flags().BoolVar(&purge, "purge", false, "delete all data too; asks nothing")
@@ -48,6 +55,9 @@ func (c *command) runStop(ctx context.Context, purge bool) error {
 	dir := c.dir()
 	switch _, err := os.Stat(string(dir)); {
 	case errors.Is(err, fs.ErrNotExist):
+		if err := c.stopService(ctx); err != nil {
+			return err
+		}
 		fmt.Fprintf(c.out, "Nothing to stop: %s does not exist.\n", dir)
 		return nil
 	case err != nil:
@@ -64,28 +74,19 @@ func (c *command) runStop(ctx context.Context, purge bool) error {
 	defer release()
 	d := progress.New(c.out)
 	defer d.Close()
-	steps, err := c.control().ask(ctx, http.MethodPost, api.PathStop+"?pods=true")
-	switch {
-	case errors.Is(err, errNotRunning):
-	case err != nil:
+	err = c.endServer(ctx, true, d)
+	// Nor does the service manager try another start, however that went.
+	if serr := c.stopService(ctx); err == nil {
+		err = serr
+	}
+	if err != nil {
 		return err
-	default:
-		// It ends the stream by ending itself: the lock below tells the truth.
-		err := follow(steps, d, "", nil)
-		steps.Close()
-		if err != nil && !errors.Is(err, errEnded) {
-			return err
-		}
 	}
-	locked, err := hold(ctx, dir.Lock())
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		pid, _ := os.ReadFile(dir.Lock())
-		return fmt.Errorf("the server (pid %s) does not end; wait with --timeout, or `kill -9 %[1]s` and run this again", strings.TrimSpace(string(pid)))
-	default:
-		defer locked()
+	unlock, err := c.serverGone(ctx)
+	if err != nil {
+		return err
 	}
+	defer unlock()
 	d.Update("cleanup", progress.Working, "")
 	if err := c.machine.Cleanup(ctx, dir, purge); err != nil {
 		return err
@@ -98,4 +99,36 @@ func (c *command) runStop(ctx context.Context, purge bool) error {
 		fmt.Fprintf(c.out, "Stopped. The data is kept in %s; `tutti up` goes on with it.\n", dir)
 	}
 	return nil
+}
+
+// endServer asks a server that runs to end, with its pods or without, and
+// shows how it does.
+func (c *command) endServer(ctx context.Context, pods bool, d *progress.Display) error {
+	steps, err := c.control().ask(ctx, http.MethodPost, fmt.Sprintf("%s?pods=%t", api.PathStop, pods))
+	if errors.Is(err, errNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer steps.Close()
+	// It ends the stream by ending itself.
+	if err := follow(steps, d, "", nil); err != nil && !errors.Is(err, errEnded) {
+		return err
+	}
+	return nil
+}
+
+// serverGone returns when no server runs, and sees to it that none starts
+// until it is called.
+func (c *command) serverGone(ctx context.Context) (unlock func(), err error) {
+	unlock, err = hold(ctx, c.dir().Lock())
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil
+	}
+	if err != nil {
+		pid, _ := os.ReadFile(c.dir().Lock())
+		return nil, fmt.Errorf("the server (pid %s) does not end; wait with --timeout, or `kill -9 %[1]s` and run this again", strings.TrimSpace(string(pid)))
+	}
+	return unlock, nil
 }

@@ -90,6 +90,7 @@ func newAPIServer(ctx context.Context, cfg Config, files *pki.Files, listener ne
 	opts.ProxyClientCertFile = files.FrontProxyClient.CertFile
 	opts.ProxyClientKeyFile = files.FrontProxyClient.KeyFile
 	opts.Admission.GenericAdmission.EnablePlugins = []string{"NodeRestriction"}
+	opts.Admission.GenericAdmission.Decorators = append(opts.Admission.GenericAdmission.Decorators, sparing(cfg.NodeName))
 
 	opts.AllowPrivileged = true
 	opts.ServiceClusterIPRanges = cfg.ServiceCIDR.String()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -161,6 +162,8 @@ func controllerConfig(cfg Config, files *pki.Files) (*kcmconfig.CompletedConfig,
 	opts.SAController.RootCAFile = files.CA.CertFile
 	opts.CSRSigningController.ClusterSigningCertFile = files.CA.CertFile
 	opts.CSRSigningController.ClusterSigningKeyFile = files.CA.KeyFile
+	// They make this directory, and would do so in /usr.
+	opts.PersistentVolumeBinderController.VolumeConfiguration.FlexVolumePluginDir = filepath.Join(cfg.DataDir, "flexvolume")
 	var c kcmconfig.Config
 	if err := opts.ApplyTo(&c, kcm.KnownControllers(), kcm.ControllersDisabledByDefault(), kcm.ControllerAliases()); err != nil {
 		return nil, fmt.Errorf("apply the controllers' options: %w", err)

@@ -41,8 +41,8 @@ const (
 	// KubeletClientName is the common name of the certificate by which the API server calls agents.
 	KubeletClientName = pki.KubeletClientName
 
-	// startTimeout is how long everything may take to become ready.
-	startTimeout = 2 * time.Minute
+	// startTimeout is how long everything may take to become ready: seconds, but on an emulated processor.
+	startTimeout = 10 * time.Minute
 	// renewPeriod is how often certificates are looked at while running.
 	renewPeriod = 12 * time.Hour
 )
@@ -301,11 +301,11 @@ func (cp *ControlPlane) runClients(ctx context.Context, server *apiServer, began
 // start brings up everything that works through the API, in the order in which one needs another, and returns when it
 // is up. What stays goes on in g until running ends.
 func (cp *ControlPlane) start(starting, running context.Context, g *errgroup.Group, server *apiServer, began time.Time) error {
-	admin, err := kubernetes.NewForConfig(rest.AddUserAgent(cp.Client(Admin()), "bootstrap"))
+	admin, err := kubernetes.NewForConfig(rest.AddUserAgent(cp.Client(bootstrapUser()), "bootstrap"))
 	if err != nil {
 		return fmt.Errorf("make the bootstrap client: %w", err)
 	}
-	registrations, err := registration.NewForConfig(rest.AddUserAgent(cp.Client(Admin()), "bootstrap"))
+	registrations, err := registration.NewForConfig(rest.AddUserAgent(cp.Client(bootstrapUser()), "bootstrap"))
 	if err != nil {
 		return fmt.Errorf("make the bootstrap client: %w", err)
 	}

@@ -67,6 +67,9 @@ func startStore(ctx context.Context, dir string, log *slog.Logger, foreign slog.
 	// Entries kept in memory for followers that lag behind: the defaults (10,000 and 5,000) can hold 100 MB.
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 1000, 100
 	cfg.QuotaBackendBytes = 8 << 30
+	// What nobody writes to has a version too: bookmarks tell it to watchers, which can then go on from there after this
+	// process or a compaction. Every ten minutes, the default, is later than the compactions.
+	cfg.WatchProgressNotifyInterval = 5 * time.Second
 	// The zero that a Config begins with calls every request slow.
 	cfg.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(etcdLogger(foreign, s.fail))

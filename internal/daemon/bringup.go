@@ -26,6 +26,7 @@ import (
 	"tutti.dev/tutti/internal/proxy"
 	"tutti.dev/tutti/internal/runtime"
 	"tutti.dev/tutti/internal/runtime/container"
+	"tutti.dev/tutti/internal/systemd"
 )
 
 // rooms are the parts that others build on, nil until they are there.
@@ -80,19 +81,28 @@ func (s *server) until(ctx context.Context, name string, ready <-chan struct{}) 
 }
 
 func (s *server) late(name string) error {
-	return fmt.Errorf("%s is not ready after %s; the log says why (%s)", name, readyTimeout, s.dir.Log())
+	return fmt.Errorf("%s is not ready after %s; the log says why (%s)", name, readyTimeout, s.logPlace())
 }
 
-// readyTimeout bounds how long one part may take to become ready; a slow disk
-// makes minutes of seconds.
-const readyTimeout = 2 * time.Minute
+// logPlace is where people find what the server says.
+func (s *server) logPlace() string {
+	if s.supervisor.Present() {
+		return "`journalctl -u tutti`"
+	}
+	return s.dir.Log()
+}
+
+// readyTimeout bounds how long one part may take to become ready. Seconds are
+// usual; a slow disk or an emulated processor makes minutes of them, and a
+// service that gave up on those would begin anew for ever.
+const readyTimeout = 10 * time.Minute
 
 func (s *server) startKeeper(ctx context.Context) error {
 	binary, err := embedded.Install(s.join("bin"))
 	if err != nil {
 		return err
 	}
-	s.rooms.keeper, err = keeper.Ensure(ctx, s.join("keeper"), binary)
+	s.rooms.keeper, err = keeper.Ensure(ctx, s.join("keeper"), binary, cgroupRoot(s.dir)+"/keeper")
 	if err != nil {
 		return err
 	}
@@ -242,15 +252,33 @@ func (s *server) idle(ctx context.Context) bool {
 	return true
 }
 
-// stopGrace is the most that a pod gets to end by itself when the machine
-// stops.
-const stopGrace = 30 * time.Second
+const (
+	// stopGrace is the most that a pod gets to end by itself when somebody
+	// waits for the machine to stop.
+	stopGrace = 30 * time.Second
+	// lastGrace is the same when the machine is shut down: a database that asks
+	// for minutes gets them.
+	lastGrace = 10 * time.Minute
+	// stopMargin is what stopping may take beyond the grace.
+	stopMargin = 10 * time.Second
+)
 
-func (s *server) stopPods() error {
+func (s *server) stopPods(grace time.Duration) error {
 	if s.rooms.agent == nil {
 		return nil // none was started
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), stopGrace+10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), grace+stopMargin)
 	defer cancel()
-	return s.rooms.agent.StopPods(ctx, stopGrace)
+	return s.rooms.agent.StopPods(ctx, grace)
+}
+
+// goingDown says whether this server is told to end because the whole machine
+// is shut down, or started again.
+func (s *server) goingDown() bool {
+	if !s.supervisor.Present() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return systemd.Machine().GoingDown(ctx)
 }

@@ -189,6 +189,23 @@ func parseNetwork(flag, value string, bits int) (netip.Prefix, error) {
 	return p, nil
 }
 
+// Configure keeps settings for the next start, with those of before, and says
+// whether any is new. What cannot be is refused, and nothing changed.
+func Configure(dir api.DataDir, asked api.Settings) (changed bool, err error) {
+	before, found, err := readSettings(dir)
+	if err != nil {
+		return false, err
+	}
+	s, err := merge(asked, before, found)
+	if err != nil {
+		return false, err
+	}
+	if err := os.MkdirAll(string(dir), 0o700); err != nil {
+		return false, fmt.Errorf("make the data directory: %w", err)
+	}
+	return !found || s != before, writeSettings(dir, s)
+}
+
 // writeSettings makes the directory ours, or keeps what changed. The file is
 // never half there.
 func writeSettings(dir api.DataDir, s api.Settings) error {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"tutti.dev/tutti/internal/api"
+	"tutti.dev/tutti/internal/systemd"
 )
 
 // Options say what to serve.
@@ -50,15 +51,21 @@ func (stopRequest) Error() string { return "asked to stop" }
 // Run serves until ctx ends or the control socket says so; it returns nil
 // then, and an error of one line otherwise. A start that fails leaves nothing
 // running that did not run before. It can be called once in a process.
-func Run(ctx context.Context, o Options) error {
+func Run(ctx context.Context, o Options) (err error) {
+	supervisor := systemd.Supervised()
+	defer func() {
+		if err != nil {
+			supervisor.Failed(err)
+		}
+	}()
 	// The heap of a control plane at rest is small and its garbage short-lived:
 	// collecting twice as often costs little and saves half of it.
 	debug.SetGCPercent(gcPercent)
 
-	s := &server{dir: o.Dir, log: o.Log, start: newSteps(o.Progress), parts: newParts(o.Log)}
+	s := &server{dir: o.Dir, log: o.Log, supervisor: supervisor, start: newSteps(o.Progress), parts: newParts(o.Log)}
 	defer s.start.end()
 	var unlock func()
-	err := s.start.do(api.StepChecks, func() (err error) {
+	err = s.start.do(api.StepChecks, func() (err error) {
 		unlock, err = s.claim(o.Settings)
 		return err
 	})
@@ -93,6 +100,7 @@ func Run(ctx context.Context, o Options) error {
 	s.control.ready.Store(true)
 	s.start.tell(api.Step{Name: api.StepReady, State: api.StepDone, Took: time.Since(began)})
 	s.start.end()
+	supervisor.Ready()
 	s.log.Info("server is ready", "took", time.Since(began))
 	debug.FreeOSMemory() // what the start needed and nobody needs again
 
@@ -111,6 +119,8 @@ type server struct {
 	service  netip.Prefix
 	nodeIP   netip.Addr
 	fresh    bool // there was no data directory before this start
+
+	supervisor systemd.Supervisor
 
 	start   *steps
 	parts   *parts
@@ -185,6 +195,9 @@ func (s *server) giveUp(ctx context.Context, cause error) error {
 			s.log.Warn("cleanup after a failed start", "err", err)
 		}
 	}
+	if s.supervisor.Present() && errors.Is(cause, context.Canceled) {
+		return nil // as it was told
+	}
 	return errors.New(message(cause))
 }
 
@@ -204,9 +217,14 @@ func (s *server) shutDown(cause error) error {
 	)
 	defer stopping.end()
 	asked := errors.As(cause, &stop)
+	grace := stopGrace
+	if !asked && errors.Is(cause, context.Canceled) && s.goingDown() {
+		asked, stop.pods, grace = true, true, lastGrace
+		s.supervisor.Stopping(lastGrace + stopMargin + cleanupTimeout)
+	}
 	if asked && stop.pods {
 		// A pod that cannot be stopped in order is killed below.
-		_ = stopping.do("pods", s.stopPods)
+		_ = stopping.do("pods", func() error { return s.stopPods(grace) })
 	}
 	s.log.Info("server stops", "cause", cause, "pods", stop.pods)
 	_ = stopping.do("server", func() error { s.parts.close(); return nil })

@@ -230,7 +230,7 @@ func TestMessage(t *testing.T) {
 	if err := s.until(ctx, "the node", nil); err.Error() != "the server needs root, to make containers and networks; run it with sudo" {
 		t.Errorf("error %v", err)
 	}
-	if got := s.late("the node").Error(); got != "the node is not ready after 2m0s; the log says why (/d/log/tutti.log)" {
+	if got := s.late("the node").Error(); got != "the node is not ready after 10m0s; the log says why (/d/log/tutti.log)" {
 		t.Errorf("got %q", got)
 	}
 }

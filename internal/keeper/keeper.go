@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"tutti.dev/tutti/internal/host/cgroup"
 	"tutti.dev/tutti/internal/keeper/protocol"
 )
 
@@ -45,6 +46,7 @@ const startTimeout = 60 * time.Second
 // is repeated once.
 type Client struct {
 	dir, binary string // no binary: never starts a keeper
+	group       string // control group of keepers
 
 	mu     sync.Mutex
 	conn   *ttrpc.Client
@@ -54,10 +56,12 @@ type Client struct {
 }
 
 // Ensure returns a client of the keeper of dir. If none runs it starts binary
-// as one, in a session of its own, so that it outlives the caller; if one runs
-// that was started from another binary, it is asked to replace its program.
-func Ensure(ctx context.Context, dir, binary string) (*Client, error) {
-	c := &Client{dir: dir, binary: binary}
+// as one, in a session and a control group of its own, so that it outlives the
+// caller and what holds for the caller's group does not hold for it; if one
+// runs that was started from another binary, it is asked to replace its
+// program.
+func Ensure(ctx context.Context, dir, binary, group string) (*Client, error) {
+	c := &Client{dir: dir, binary: binary, group: group}
 	if _, err := c.connected(ctx); err != nil {
 		return nil, err
 	}
@@ -69,6 +73,9 @@ func Ensure(ctx context.Context, dir, binary string) (*Client, error) {
 		if err := c.upgrade(ctx); err != nil {
 			return nil, fmt.Errorf("upgrade keeper from %s to %s: %w", info.Binary, binary, err)
 		}
+	}
+	if err := cgroup.Join(group, info.PID); err != nil { // one that was started elsewhere
+		return nil, err
 	}
 	return c, nil
 }
@@ -307,7 +314,7 @@ func (c *Client) connected(ctx context.Context) (*ttrpc.Client, error) {
 		return nil, fmt.Errorf("%w in %s", ErrNone, c.dir)
 	}
 	if err != nil {
-		conn, err = start(ctx, c.dir, c.binary)
+		conn, err = start(ctx, c.dir, c.binary, c.group)
 	}
 	if err != nil {
 		return nil, err
@@ -340,7 +347,7 @@ func dial(dir, name, network string) (*net.UnixConn, error) {
 }
 
 // start starts a keeper, or finds the one that somebody else started first.
-func start(ctx context.Context, dir, binary string) (conn *net.UnixConn, err error) {
+func start(ctx context.Context, dir, binary, group string) (conn *net.UnixConn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -350,7 +357,7 @@ func start(ctx context.Context, dir, binary string) (conn *net.UnixConn, err err
 		if conn, err = dial(dir, protocol.Socket, "unix"); err == nil {
 			return nil
 		}
-		if err := spawn(ctx, dir, binary); err != nil {
+		if err := spawn(ctx, dir, binary, group); err != nil {
 			return err
 		}
 		conn, err = dial(dir, protocol.Socket, "unix")
@@ -363,7 +370,7 @@ func start(ctx context.Context, dir, binary string) (conn *net.UnixConn, err err
 }
 
 // spawn starts the program and waits until it serves.
-func spawn(ctx context.Context, dir, binary string) error {
+func spawn(ctx context.Context, dir, binary, group string) error {
 	log, err := os.OpenFile(filepath.Join(dir, "keeper.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -385,6 +392,10 @@ func spawn(ctx context.Context, dir, binary string) error {
 		return err
 	}
 	go func() { _ = cmd.Wait() }() // it may die before this process does
+	if err := cgroup.Join(group, cmd.Process.Pid); err != nil {
+		_ = cmd.Process.Kill()
+		return err
+	}
 	stop := context.AfterFunc(ctx, func() { _ = ready.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	said, err := io.ReadAll(ready)

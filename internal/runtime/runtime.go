@@ -50,8 +50,10 @@ func (id ID) String() string { return fmt.Sprintf("%s_%s_%d", id.Pod, id.Name, i
 // use and idempotent unless they say otherwise. A Runtime survives its own
 // process: a new one over the same directory sees the same workloads.
 type Runtime interface {
-	// Open makes the ground for a pod. Opening an open pod changes nothing.
-	Open(ctx context.Context, pod Pod) error
+	// Open makes the ground for a pod. Opening an open pod changes nothing. The
+	// ground's name is another when it had to be made anew, because the machine
+	// was started again or everything on it was stopped.
+	Open(ctx context.Context, pod Pod) (ground string, err error)
 	// Close kills what still runs in the pod, removes its workloads and its
 	// ground. Closing an unknown pod is no error.
 	Close(ctx context.Context, podID string) error
@@ -136,6 +138,12 @@ type Workload struct {
 	Mounts      []Mount
 	Resources   Resources
 	OOMScoreAdj *int
+
+	// JoinPID names a running workload of the same pod whose PID namespace
+	// this one joins instead of having its own: ErrNotRunning or ErrNotFound
+	// if it does not run. It means nothing in a pod with HostPID or SharePID,
+	// where it sees those processes anyway.
+	JoinPID *ID `json:",omitempty"`
 
 	// Log is the file that receives stdout and stderr in the CRI log format;
 	// its directory exists.

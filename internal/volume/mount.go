@@ -12,6 +12,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"tutti.dev/tutti/internal/host/mount"
 )
 
 // Tmpfs is a memory file system to be mounted.
@@ -44,6 +46,19 @@ func (t Tmpfs) Mount(dir string) error {
 		return fmt.Errorf("mount tmpfs at %s: %w", dir, err)
 	}
 	return nil
+}
+
+// Layers mounts the layers of an image, lowest first, at dir, which is made if
+// it is missing: to be read only. If something is mounted there already, it is
+// left as it is.
+func Layers(dir string, layers []string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("mount layers: %w", err)
+	}
+	if mounted, err := Mounted(dir); err != nil || mounted {
+		return err
+	}
+	return mount.OverlayReadOnly(dir, layers)
 }
 
 func unixMode(m fs.FileMode) uint32 {

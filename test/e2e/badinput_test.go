@@ -57,6 +57,7 @@ func TestMisuse(t *testing.T) {
 		{"unknown flag", []string{"up", "--no-such-flag"}, "no-such-flag"},
 		{"flag without value", []string{"up", "--data-dir"}, "data-dir"},
 		{"missing argument", []string{"down"}, "."},
+		{"agent of no cluster", []string{"install", "agent"}, "no cluster"},
 		{"unknown output", []string{"status", "-o", "xml"}, "xml"},
 	} {
 		t.Run(c.name, func(t *testing.T) { complains(t, n.Tutti(c.args...), 2, c.about) })
@@ -126,6 +127,20 @@ func TestTwoOnOneDataDirectory(t *testing.T) {
 	if again, err := n.Server(); err != nil || again.PID != server.PID {
 		t.Errorf("up replaced the server: %v %v", again, err)
 	}
+	// What cannot change is refused and harms nothing; what can is not ignored.
+	complains(t, n.Tutti("up", "--cluster-cidr", "10.99.0.0/16"), 1, "cluster-cidr cannot change")
+	if !server.Running() {
+		t.Error("a refused setting ended the server")
+	}
+	n.ok(n.Tutti("up", "--registry-port", "5001"))
+	if again, err := n.Server(); err != nil || again.PID == server.PID {
+		t.Errorf("the server goes on with the old settings: %v %v", again, err)
+	}
+	conn, err := n.Dial(t.Context(), "tcp", "127.0.0.1:5001")
+	if err != nil {
+		t.Fatalf("the registry is not at its new port: %v", err)
+	}
+	conn.Close()
 }
 
 func TestWrongManifest(t *testing.T) {

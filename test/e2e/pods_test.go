@@ -136,6 +136,7 @@ volumes:
     - {configMap: {name: settings, items: [{key: word, path: deep/word}]}}
     - {downwardAPI: {items: [{path: name, fieldRef: {fieldPath: metadata.name}}]}}
     - {serviceAccountToken: {path: token, audience: somebody}}
+    - {secret: {name: secrets, items: [{key: word, path: secret}]}}
 containers:
 - name: main
   image: busybox:1
@@ -143,7 +144,7 @@ containers:
   - sh
   - -ec
   - |
-    cat /config/word /secret/word /single /all/deep/word /all/name; echo
+    cat /config/word /secret/word /single /all/deep/word /all/secret /all/name; echo
     stat -L -c %a /secret/word
     touch /memory/x; grep -c ' /memory tmpfs' /proc/mounts
     cut -d. -f2 /all/token | tr -d '\n' >/memory/t; test -s /memory/t
@@ -158,7 +159,10 @@ containers:
   - {name: all, mountPath: /all}
 `,
 		until: "jsonpath={.status.phase}=Succeeded",
-		logs:  `^from-configfrom-secretfrom-configfrom-configvolumes\n4[04]0\n1\n2000\n$`,
+		logs:  `^from-configfrom-secretfrom-configfrom-configfrom-secretvolumes\n4[04]0\n1\n2000\n$`,
+		fields: map[string]string{
+			`{.status.containerStatuses[0].volumeMounts[?(@.mountPath=="/config")].recursiveReadOnly}`: "^Disabled$",
+		},
 	},
 	{
 		name: "restricted",
@@ -228,6 +232,64 @@ containers:
 		fields: map[string]string{"{.status.reason}": "^DeadlineExceeded$"},
 	},
 	{
+		name: "restart-all",
+		spec: `
+restartPolicy: Never
+volumes: [{name: d, emptyDir: {}}]
+initContainers:
+- {name: first, image: "busybox:1", command: [sh, -c, "echo round >>/d/rounds"], volumeMounts: [{name: d, mountPath: /d}]}
+containers:
+- name: main
+  image: busybox:1
+  command: [sh, -c, "test $(wc -l </d/rounds) = 2 || exit 42; echo second round"]
+  restartPolicy: Never
+  restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [42]}}]
+  volumeMounts: [{name: d, mountPath: /d}]
+- name: other
+  image: busybox:1
+  command: [sh, -c, "until test $(wc -l </d/rounds) = 2; do sleep 0.1; done"]
+  volumeMounts: [{name: d, mountPath: /d}]
+`,
+		until: "jsonpath={.status.phase}=Succeeded",
+		logs:  "^second round\n$",
+		fields: map[string]string{
+			"{.status.initContainerStatuses[0].restartCount}":                   "^1$",
+			`{.status.containerStatuses[?(@.name=="main")].restartCount}`:       "^1$",
+			`{.status.conditions[?(@.type=="AllContainersRestarting")].status}`: "^False$",
+		},
+	},
+	{
+		name:   "pod-out-of-memory",
+		spec:   one("command: [tail, /dev/zero]") + "resources: {limits: {memory: 24Mi}}\n",
+		until:  "jsonpath={.status.phase}=Failed",
+		fields: map[string]string{"{.status.containerStatuses[0].state.terminated.reason}": "^OOMKilled$"},
+	},
+	{
+		name: "ephemeral-volume",
+		spec: one("command: [sh, -c, 'echo kept >/d/f; cat /d/f']\nvolumeMounts: [{name: d, mountPath: /d}]") +
+			"volumes: [{name: d, ephemeral: {volumeClaimTemplate: {spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}}}}]\n",
+		until: "jsonpath={.status.phase}=Succeeded",
+		logs:  "^kept\n$",
+	},
+	{
+		name:  "working-directory",
+		spec:  one("command: [pwd]\nworkingDir: /etc"),
+		until: "jsonpath={.status.phase}=Succeeded",
+		logs:  "^/etc\n$",
+	},
+	{
+		name:  "full-hostname",
+		spec:  one("command: [hostname]") + "hostname: box\nsubdomain: web\nsetHostnameAsFQDN: true\n",
+		until: "jsonpath={.status.phase}=Succeeded",
+		logs:  `^box\.web\.pod-kinds\.svc\.cluster\.local\n$`,
+	},
+	{
+		name:  "overridden-hostname",
+		spec:  one("command: [hostname]") + "hostnameOverride: shop.example.com\n",
+		until: "jsonpath={.status.phase}=Succeeded",
+		logs:  `^shop\.example\.com\n$`,
+	},
+	{
 		name:  "hosts-and-hostname",
 		spec:  one(`command: [sh, -c, "hostname; grep -c hosts-and-hostname /etc/hosts; grep -E '^search' /etc/resolv.conf"]`),
 		until: "jsonpath={.status.phase}=Succeeded",
@@ -287,6 +349,24 @@ func TestReadinessFollowsItsProbe(t *testing.T) {
 	n.wait(ns, "pod/gate", "condition=Ready")
 	n.kubectl("-n", ns, "exec", "gate", "--", "rm", "/tmp/open")
 	n.wait(ns, "pod/gate", "condition=Ready=false")
+}
+
+// What a container gets when it starts anew, the pod must have: it is resized
+// first.
+func TestResizeThatRestarts(t *testing.T) {
+	n := shared(t)
+	ns := n.namespace("resize")
+	n.ok(n.Apply(pod(ns, "grow", restarting(one("command: [sleep, '1000']\nresources: {limits: {cpu: 50m, memory: 32Mi}}\n"+
+		"resizePolicy: [{resourceName: cpu, restartPolicy: RestartContainer}]"))+"terminationGracePeriodSeconds: 0\n")))
+	n.wait(ns, "pod/grow", "condition=Ready")
+	n.kubectl("-n", ns, "patch", "pod", "grow", "--subresource=resize", "-p",
+		`{"spec":{"containers":[{"name":"main","resources":{"requests":{"cpu":"100m"},"limits":{"cpu":"100m"}}}]}}`)
+	n.wait(ns, "pod/grow", "jsonpath={.status.containerStatuses[0].restartCount}=1")
+	n.wait(ns, "pod/grow", "condition=Ready")
+	quota := n.kubectl("-n", ns, "exec", "grow", "--", "sh", "-c", "cat /sys/fs/cgroup/cpu.max || cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+	if !strings.HasPrefix(quota, "10000") {
+		t.Errorf("the container may use %q of 100000 microseconds, want 10000", quota)
+	}
 }
 
 func TestLogs(t *testing.T) {

@@ -73,13 +73,22 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
 	n.ok(n.Tutti("stop", "--purge")) // nothing to do is no error
 }
 
-// Stop keeps the data and what is declared; up brings it back.
+// Stop keeps the data and what is declared; up brings it back, and what must
+// come first comes first again.
 func TestStopKeepsTheData(t *testing.T) {
 	n := running(t)
 	ns := "kept"
 	n.kubectl("create", "namespace", ns)
 	n.kubectl("-n", ns, "wait", "--for=create", "serviceaccount/default", "--timeout=60s")
-	n.ok(n.Apply(pod(ns, "box", restarting(one("command: [sleep, '100000']"))+"terminationGracePeriodSeconds: 0\n")))
+	n.ok(n.Apply(pod(ns, "box", restarting(one("command: [sleep, '100000']\nvolumeMounts: [{name: data, mountPath: /data}]"))+`
+terminationGracePeriodSeconds: 0
+initContainers:
+- name: first
+  image: busybox:1
+  command: [sh, -c, "echo here >>/data/file"]
+  volumeMounts: [{name: data, mountPath: /data}]
+volumes: [{name: data, emptyDir: {}}]
+`)))
 	n.wait(ns, "pod/box", "condition=Ready")
 	uid := n.field(ns, "pod/box", "{.metadata.uid}")
 	n.ok(n.Tutti("stop"))
@@ -87,11 +96,12 @@ func TestStopKeepsTheData(t *testing.T) {
 	if err := n.Up(); err != nil {
 		t.Fatal(err)
 	}
+	n.wait(ns, "pod/box", "jsonpath={.status.containerStatuses[0].restartCount}=1")
 	n.wait(ns, "pod/box", "condition=Ready")
 	if again := n.field(ns, "pod/box", "{.metadata.uid}"); again != uid {
 		t.Errorf("the pod is another one: %s, was %s", again, uid)
 	}
-	if out := n.kubectl("-n", ns, "exec", "box", "--", "echo", "here"); out != "here\n" {
-		t.Errorf("exec after a restart says %q", out)
+	if out := n.kubectl("-n", ns, "exec", "box", "--", "cat", "/data/file"); out != "here\nhere\n" {
+		t.Errorf("after a restart the volume has %q", out)
 	}
 }

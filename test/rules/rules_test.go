@@ -33,9 +33,9 @@ var rooms = map[string][]string{
 	"agent":        {"runtime", "image", "network", "volume", "keeper", "host"},
 	"api":          {},
 	"app":          {},
-	"cli":          {"app", "build", "image"},
+	"cli":          {"app", "build", "image", "systemd"},
 	"controlplane": {},
-	"daemon":       {"agent", "app", "controlplane", "dns", "host", "image", "keeper", "network", "proxy", "runtime", "volume"},
+	"daemon":       {"agent", "app", "controlplane", "dns", "host", "image", "keeper", "network", "proxy", "runtime", "systemd", "volume"},
 	"dns":          {"host"},
 	"host":         {},
 	"image":        {"host"},
@@ -43,11 +43,12 @@ var rooms = map[string][]string{
 	"network":      {"host"},
 	"proxy":        {"host"},
 	"runtime":      {"host", "keeper"},
+	"systemd":      {},
 	"volume":       {"host"},
 }
 
 // mechanism rooms know nothing of Kubernetes.
-var mechanism = []string{"host", "image", "keeper", "network", "runtime", "volume"}
+var mechanism = []string{"host", "image", "keeper", "network", "runtime", "systemd", "volume"}
 
 // borrowers are the rooms that may import k8s.io/kubernetes: an empty list
 // allows all of it, another one what begins like its elements.

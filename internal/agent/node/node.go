@@ -24,10 +24,17 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	"k8s.io/apimachinery/pkg/util/version"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/component-base/featuregate"
 	"k8s.io/component-helpers/apimachinery/lease"
+	"k8s.io/component-helpers/nodedeclaredfeatures"
+	"k8s.io/component-helpers/nodedeclaredfeatures/features/inplacepodresize"
+	"k8s.io/component-helpers/nodedeclaredfeatures/features/restartallcontainers"
+	_ "k8s.io/kubernetes/pkg/features" // registers the gates
 	"k8s.io/utils/clock"
 
 	"tutti.dev/tutti/internal/image"
@@ -76,7 +83,6 @@ type Node struct {
 	ready   chan struct{} // closed when Ready is told
 	ranged  chan struct{} // closed when pods can get addresses
 	onReady sync.Once
-
 	mu      sync.Mutex
 	node    *v1.Node // last seen in the API, or what would be registered
 	running bool     // pods are being run
@@ -410,10 +416,25 @@ func (n *Node) fill(ctx context.Context, s *v1.NodeStatus) {
 		{Type: v1.NodeHostName, Address: n.Hostname},
 	}
 	s.DaemonEndpoints = v1.NodeDaemonEndpoints{KubeletEndpoint: v1.DaemonEndpoint{Port: int32(n.Port)}}
+	s.DeclaredFeatures = declaredFeatures()
 	s.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: new(bool)}
 	s.RuntimeHandlers = n.handlers()
 	s.Images = n.images(ctx)
 	n.conditions(s)
+}
+
+// gates are this program's, in the words of the borrowed code.
+type gates struct{ featuregate.FeatureGate }
+
+func (g gates) Enabled(name string) bool { return g.FeatureGate.Enabled(featuregate.Feature(name)) }
+
+// declaredFeatures are what pods may ask only of nodes that say they know it.
+func declaredFeatures() []string {
+	return nodedeclaredfeatures.New([]nodedeclaredfeatures.Feature{
+		restartallcontainers.Feature, inplacepodresize.PodLevelResourcesResizeFeature, inplacepodresize.NonSidecarInitContainerResizeFeature,
+	}).DiscoverNodeFeatures(&nodedeclaredfeatures.NodeConfiguration{
+		FeatureGates: gates{utilfeature.DefaultFeatureGate}, Version: version.MustParseSemantic(KubernetesVersion),
+	})
 }
 
 func (n *Node) handlers() []v1.NodeRuntimeHandler {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -133,6 +134,9 @@ func TestNodeBecomesReady(t *testing.T) {
 	}
 	if len(s.RuntimeHandlers) != 2 || s.DaemonEndpoints.KubeletEndpoint.Port != 10250 || len(s.Addresses) != 2 || s.Addresses[0].Address != "192.0.2.1" {
 		t.Errorf("status: %+v", s)
+	}
+	if s.Features == nil || !slices.Equal(s.DeclaredFeatures, []string{"InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers", "RestartAllContainersOnContainerExits"}) {
+		t.Errorf("features %v, declared %v", s.Features, s.DeclaredFeatures)
 	}
 	if i := s.NodeInfo; i.KubeletVersion != KubernetesVersion+"+tutti.1.0" || i.ContainerRuntimeVersion != "tutti://1.0" || i.BootID == "" || i.KernelVersion == "" {
 		t.Errorf("info: %+v", i)

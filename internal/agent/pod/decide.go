@@ -47,6 +47,7 @@ type Step struct {
 	ID        runtime.ID
 	Grace     time.Duration // of BeginStop
 	Restart   bool          // of BeginStop
+	Round     int           // of Start
 	Why       string        // for the event of BeginStop
 }
 
@@ -132,14 +133,14 @@ func (d *decider) finished() bool {
 	initialized := d.initialized()
 	for i := range o.Pod.Spec.InitContainers {
 		c := &o.Pod.Spec.InitContainers[i]
-		r := o.newest(c.Name)
+		r := o.current(c.Name)
 		if !initialized && !sidecar(c) && r != nil && r.State == runtime.Exited && exitCode(r) != 0 && !d.again(c, r) {
 			return true
 		}
 	}
 	for i := range o.Pod.Spec.Containers {
 		c := &o.Pod.Spec.Containers[i]
-		if r := o.newest(c.Name); r == nil || r.State == runtime.Running || d.again(c, r) {
+		if r := o.current(c.Name); r == nil || r.State == runtime.Running || d.again(c, r) {
 			return false
 		}
 	}
@@ -151,11 +152,12 @@ func (d *decider) again(c *v1.Container, r *Run) bool {
 	return d.o.Stops[r.ID].Restart || restarts(d.o.Pod, c, exitCode(r))
 }
 
-// initialized says whether any regular container has run: init containers
-// have then all had their turn.
+// initialized says whether any regular container has run on the pod's ground:
+// init containers have then all had their turn. On a new ground they have it
+// again.
 func (d *decider) initialized() bool {
 	for i := range d.o.Pod.Spec.Containers {
-		if d.o.newest(d.o.Pod.Spec.Containers[i].Name) != nil {
+		if d.o.here(d.o.Pod.Spec.Containers[i].Name) != nil {
 			return true
 		}
 	}
@@ -189,7 +191,7 @@ func (d *decider) run() {
 			d.want(c, 0)
 		}
 	}
-	if !d.initContainers() {
+	if d.clearing() || !d.initContainers() {
 		return
 	}
 	for i := range o.Pod.Spec.Containers {
@@ -199,6 +201,27 @@ func (d *decider) run() {
 			return
 		}
 	}
+}
+
+// clearing stops what is left of an earlier round, at once, and says whether
+// the next must wait: for that, or for the back-off of the container that
+// asked for it.
+func (d *decider) clearing() bool {
+	o := d.o
+	waits := false
+	for c := range podutil.ContainerIter(&o.Pod.Spec, podutil.InitContainers|podutil.Containers) {
+		r := o.newest(c.Name)
+		switch {
+		case r == nil || o.current(c.Name) != nil:
+		case r.State == runtime.Running:
+			d.stop(r, c, 0, true, false, "Container %s is restarted with all containers of the pod")
+			waits = true
+		case o.asksForAll(c, r) && o.Now.Before(d.crashUntil(c, r)):
+			d.wake(d.crashUntil(c, r))
+			waits = true
+		}
+	}
+	return waits
 }
 
 func (d *decider) part(p Part, do Action) {
@@ -219,10 +242,10 @@ func (d *decider) holdsBack(c *v1.Container) bool {
 	if c.Lifecycle == nil || c.Lifecycle.PostStart == nil {
 		return false
 	}
-	r := o.newest(c.Name)
+	r := o.current(c.Name)
 	switch {
 	case r == nil:
-		return o.container(c.Name, d.firstAttempt(c.Name)).Fault == nil
+		return o.container(c.Name, d.nextAttempt(c.Name)).Fault == nil
 	case r.State == runtime.Running:
 		return o.container(c.Name, r.Attempt).Hook
 	}
@@ -238,13 +261,13 @@ func (d *decider) initContainers() bool {
 	// Those up to the last that has run have had their turn.
 	last := -1
 	for i := range list {
-		if o.newest(list[i].Name) != nil {
+		if o.here(list[i].Name) != nil {
 			last = i
 		}
 	}
 	for i := range list {
 		c := &list[i]
-		r := o.newest(c.Name)
+		r := o.here(c.Name)
 		if sidecar(c) {
 			d.advance(c)
 			if !initialized && i >= last && !o.started(c, r) {
@@ -254,7 +277,10 @@ func (d *decider) initContainers() bool {
 		}
 		switch {
 		case initialized:
-		case r == nil && i > last, r != nil && r.State == runtime.Exited && exitCode(r) != 0:
+		case r == nil && i > last:
+			d.want(c, d.nextAttempt(c.Name))
+			return false
+		case r != nil && r.State == runtime.Exited && exitCode(r) != 0:
 			d.advance(c)
 			return false
 		case r != nil && r.State == runtime.Running:
@@ -268,10 +294,10 @@ func (d *decider) initContainers() bool {
 // advance starts, restarts, stops or resizes one container.
 func (d *decider) advance(c *v1.Container) {
 	o := d.o
-	r := o.newest(c.Name)
+	r := o.current(c.Name)
 	switch {
 	case r == nil:
-		d.want(c, d.firstAttempt(c.Name))
+		d.want(c, d.nextAttempt(c.Name))
 	case r.State == runtime.Running:
 		d.keep(c, r)
 	case d.again(c, r):
@@ -285,7 +311,7 @@ func (d *decider) advance(c *v1.Container) {
 
 // crashUntil says when a container that ended may run again.
 func (d *decider) crashUntil(c *v1.Container, r *Run) time.Time {
-	if d.o.Stops[r.ID].Restart {
+	if d.o.Stops[r.ID].Restart || r.OtherImage(c) {
 		return r.FinishedAt
 	}
 	return d.o.Containers[c.Name].Crash.Until(r.FinishedAt)
@@ -298,6 +324,14 @@ func (d *decider) firstAttempt(name string) int {
 		return int(s.RestartCount)
 	}
 	return 0
+}
+
+// nextAttempt is the one that follows all that were.
+func (d *decider) nextAttempt(name string) int {
+	if r := d.o.newest(name); r != nil {
+		return r.Attempt + 1
+	}
+	return d.firstAttempt(name)
 }
 
 // want starts an attempt as soon as all it needs is there.
@@ -319,7 +353,7 @@ func (d *decider) want(c *v1.Container, attempt int) {
 	case !k.Image:
 		d.step(Step{Do: GetImage, Container: c.Name, ID: id})
 	case o.Ground.Ready && o.Volumes.Ready:
-		d.step(Step{Do: Start, Container: c.Name, ID: id})
+		d.step(Step{Do: Start, Container: c.Name, ID: id, Round: o.round()})
 	}
 }
 
@@ -340,7 +374,7 @@ func (d *decider) keep(c *v1.Container, r *Run) {
 		return
 	}
 	switch {
-	case r.Labels[LabelImage] != "" && r.Labels[LabelImage] != c.Image:
+	case r.OtherImage(c):
 		d.stop(r, c, o.grace(), true, true, "Container %s definition changed, will be restarted")
 	case p.LivenessFailed:
 		d.stop(r, c, probeGrace(c.LivenessProbe, o.grace()), true, false, "Container %s failed liveness probe"+willRestart)
@@ -363,7 +397,7 @@ func probeGrace(p *v1.Probe, grace time.Duration) time.Duration {
 func (d *decider) resize(c *v1.Container, r *Run) {
 	o := d.o
 	applied := o.applied(c, r)
-	if o.Resize != nil || applied == "" || applied == ResourceKey(c) {
+	if o.Resize != nil || applied == "" || applied == ResourceKey(o.Pod, c) {
 		return
 	}
 	var was v1.ResourceRequirements
@@ -387,9 +421,17 @@ func (o *Observed) applied(c *v1.Container, r *Run) string {
 	return r.Labels[LabelResources]
 }
 
-// ResourceKey writes a container's resources so that two can be compared.
-func ResourceKey(c *v1.Container) string {
-	b, err := json.Marshal(c.Resources)
+// Applied are the resources that a container runs under.
+type Applied struct {
+	v1.ResourceRequirements
+	// Pod is what the pod says of all its containers together.
+	Pod *v1.ResourceRequirements `json:"pod,omitempty"`
+}
+
+// ResourceKey writes what Applied is to be for a container, so that two can be
+// compared.
+func ResourceKey(pod *v1.Pod, c *v1.Container) string {
+	b, err := json.Marshal(Applied{c.Resources, pod.Spec.Resources})
 	if err != nil {
 		panic(fmt.Sprintf("marshal resources of container %s: %v", c.Name, err)) // plain data
 	}

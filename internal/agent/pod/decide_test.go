@@ -61,12 +61,39 @@ func id(name string, attempt int) runtime.ID {
 
 func (s *scene) add(r Run) *scene { s.Runs = append(s.Runs, r); return s }
 
-func (s *scene) running(name string, attempt int) *scene {
-	return s.add(Run{Status: runtime.Status{ID: id(name, attempt), State: runtime.Running, StartedAt: now.Add(-time.Minute)}})
+// lost is a run that nobody saw end.
+func (s *scene) lost(name string, attempt int) *scene {
+	return s.add(Run{Status: runtime.Status{ID: id(name, attempt), State: runtime.Exited, Unknown: true, FinishedAt: now}})
 }
 
+func (s *scene) running(name string, attempt int) *scene {
+	return s.add(Run{Status: runtime.Status{ID: id(name, attempt), State: runtime.Running, StartedAt: now.Add(-time.Minute), Labels: s.labels()}})
+}
+
+// again is a second run, after a restart of all.
+func (s *scene) again(name string) *scene {
+	s.running(name, 1)
+	s.Runs[len(s.Runs)-1].Labels = round1
+	return s
+}
+
+var round1 = map[string]string{LabelRound: "1"}
+
 func (s *scene) exited(name string, attempt, code int, ago time.Duration) *scene {
-	return s.add(Run{Status: runtime.Status{ID: id(name, attempt), State: runtime.Exited, ExitCode: code, StartedAt: now.Add(-time.Hour), FinishedAt: now.Add(-ago)}})
+	return s.add(Run{Status: runtime.Status{ID: id(name, attempt), State: runtime.Exited, ExitCode: code, StartedAt: now.Add(-time.Hour), FinishedAt: now.Add(-ago), Labels: s.labels()}})
+}
+
+// on gives the pod a ground by name; what ran so far ran on another.
+func (s *scene) on(ground string) *scene {
+	s.GroundName = ground
+	return s
+}
+
+func (s *scene) labels() map[string]string {
+	if s.GroundName == "" {
+		return nil
+	}
+	return map[string]string{LabelGround: s.GroundName}
 }
 
 // imaged says that images are here for an attempt of the containers.
@@ -157,6 +184,22 @@ func TestDecide(t *testing.T) {
 		{"init failed for good", newScene("i", "main").exited("i", 0, 1, 0).with(never), []string{"close"}, 0},
 		{"init does not run again", newScene("i", "main").running("main", 0), nil, 0},
 
+		{"machine started again: init first", newScene("i j", "main").imaged(1, "i", "j", "main").exited("i", 0, 0, 0).exited("j", 0, 0, 0).lost("main", 0).on("new"), []string{"start i/1"}, 0},
+		{"machine started again: init on failure", newScene("i", "main").imaged(1, "i", "main").exited("i", 0, 0, 0).lost("main", 0).with(onFailure).on("new"), []string{"start i/1"}, 0},
+		{"machine started again: next init", newScene("i j", "main").imaged(1, "j", "main").exited("i", 0, 0, 0).exited("j", 0, 0, 0).lost("main", 0).on("new").exited("i", 1, 0, 0),
+			[]string{"start j/1"}, 0},
+		{"machine started again: inits done", newScene("i", "main").imaged(1, "main").exited("i", 0, 0, 0).lost("main", 0).on("new").exited("i", 1, 0, 0), []string{"start main/1"}, 0},
+		{"machine started again: init failed then", newScene("i", "main").imaged(1, "i").lost("i", 0).on("new"), []string{"start i/1"}, 0},
+		{"machine started again: init does not run twice", newScene("i", "main").imaged(2, "main").exited("i", 0, 0, 0).lost("main", 0).on("new").exited("i", 1, 0, 0).exited("main", 1, 1, 0),
+			[]string{"start main/2"}, 0},
+		{"machine started again: sidecar first", newScene("s~ i", "main").imaged(1, "s", "i", "main").lost("s", 0).exited("i", 0, 0, 0).lost("main", 0).on("new"), []string{"start s/1"}, 0},
+		{"machine started again: init after its sidecar", newScene("s~ i", "main").imaged(1, "i", "main").lost("s", 0).exited("i", 0, 0, 0).lost("main", 0).on("new").running("s", 1),
+			[]string{"start i/1"}, 0},
+		{"machine started again: never", newScene("i", "main").exited("i", 0, 0, 0).lost("main", 0).with(never).on("new"), []string{"close"}, 0},
+		{"machine started again: success is final", newScene("i", "a b").imaged(1, "i", "b").exited("i", 0, 0, 0).exited("a", 0, 0, 0).lost("b", 0).with(onFailure).on("new").exited("i", 1, 0, 0),
+			[]string{"start b/1"}, 0},
+		{"agent started again: what runs is here", newScene("i", "main").exited("i", 0, 0, 0).running("main", 0).on("same"), nil, 0},
+
 		{"sidecar first", newScene("s~ i", "main").imaged(0, "s", "i"), []string{"start s/0"}, 0},
 		{"sidecar not started", newScene("s~ i", "main").imaged(0, "i").running("s", 0).with(startupProbe), nil, 0},
 		{"sidecar started", newScene("s~ i", "main").imaged(0, "i").running("s", 0).with(startupProbe).with(func(o *Observed) {
@@ -178,6 +221,10 @@ func TestDecide(t *testing.T) {
 		}), nil, 6 * time.Second},
 		{"back-off is forgotten after ten minutes", newScene("", "main").imaged(2, "main").exited("main", 1, 1, 0).with(func(o *Observed) {
 			o.Containers["main"] = Container{Attempt: 2, Image: true, Crash: Crash{Delay: 300 * time.Second, At: now.Add(-11 * time.Minute)}}
+		}), []string{"start main/2"}, 0},
+		{"back-off is not that of another image", newScene("", "main").imaged(2, "main").add(Run{Status: runtime.Status{ID: id("main", 1), State: runtime.Exited,
+			ExitCode: 1, FinishedAt: now, Labels: map[string]string{LabelImage: "old"}}}).with(func(o *Observed) {
+			o.Containers["main"] = Container{Attempt: 2, Image: true, Crash: Crash{Delay: 300 * time.Second, At: now.Add(-time.Minute)}}
 		}), []string{"start main/2"}, 0},
 		{"on failure: success is final", newScene("", "main").exited("main", 0, 0, 0).with(onFailure), []string{"close"}, 0},
 		{"on failure: failure is not", newScene("", "main").imaged(1, "main").exited("main", 0, 2, 0).with(onFailure), []string{"start main/1"}, 0},
@@ -213,6 +260,23 @@ func TestDecide(t *testing.T) {
 		{"resources as they were", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"limits":{"memory":"1Gi"}}`}}}).
 			with(func(o *Observed) { o.Pod.Spec.Containers[0].Resources = memory("1Gi") }), nil, 0},
 
+		{"resources of the pod changed", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"pod":{"limits":{"memory":"1Gi"}}}`}}}).
+			with(func(o *Observed) { r := memory("2Gi"); o.Pod.Spec.Resources = &r }), []string{"resize main/0"}, 0},
+
+		{"restart of all stops the others at once", newScene("i s~", "a b").exited("i", 0, 0, time.Hour).running("s", 0).exited("a", 0, 42, 0).running("b", 0).with(allOn42),
+			[]string{"begin stop s/0", "begin stop b/0"}, 0},
+		{"restart of all begins with the first", newScene("i s~", "a b").imaged(1, "i").exited("i", 0, 0, time.Hour).exited("s", 0, 137, 0).exited("a", 0, 42, 0).exited("b", 0, 137, 0).with(allOn42),
+			[]string{"start i/1"}, 0},
+		{"restart of all goes on", newScene("i", "a b").imaged(1, "a", "b").exited("i", 0, 0, time.Hour).add(Run{Status: runtime.Status{ID: id("i", 1), State: runtime.Exited, FinishedAt: now, Labels: round1}}).
+			exited("a", 0, 42, time.Minute).exited("b", 0, 137, time.Minute).with(allOn42), []string{"start a/1", "start b/1"}, 0},
+		{"restart of all is over", newScene("", "a b").exited("a", 0, 42, 0).again("a").exited("b", 0, 137, 0).again("b").with(allOn42), nil, 0},
+		{"restart of all is over and its cause forgotten", newScene("", "a b").exited("a", 1, 1, 0).again("a").again("b").with(allOn42).with(func(o *Observed) { o.Runs[0].Labels = round1 }), nil, 0},
+		{"restart of all backs off", newScene("", "a b").exited("a", 1, 42, 4*time.Second).exited("b", 1, 137, 2*time.Second).with(allOn42).with(func(o *Observed) {
+			o.Containers["a"] = Container{Attempt: 1, Crash: Crash{Delay: 10 * time.Second, At: now.Add(-time.Minute)}}
+		}), nil, 6 * time.Second},
+		{"restart by a rule", newScene("", "a").imaged(1, "a").exited("a", 0, 42, 0).with(never).with(func(o *Observed) {
+			rule(&o.Pod.Spec.Containers[0], v1.ContainerRestartRuleActionRestart)
+		}), []string{"start a/1"}, 0},
 		{"deleted", newScene("", "a b").running("a", 0).running("b", 0).deleted(30), []string{"begin stop a/0", "begin stop b/0"}, 0},
 		{"deleted before it started", newScene("", "main").imaged(0, "main").deleted(30), []string{"close"}, 0},
 		{"deleted while it starts", newScene("", "main").deleted(30).with(func(o *Observed) { o.Containers["main"] = Container{Starting: true} }), nil, 0},
@@ -285,6 +349,21 @@ func deadline(d time.Duration) func(o *Observed) {
 		start := metav1.NewTime(now.Add(-time.Minute))
 		o.Pod.Spec.ActiveDeadlineSeconds, o.Prior.StartTime = &seconds, &start
 	}
+}
+
+// rule makes a container's exit with 42 have a consequence; any other is final.
+func rule(c *v1.Container, action v1.ContainerRestartRuleAction) {
+	never := v1.ContainerRestartPolicyNever
+	c.RestartPolicy = &never
+	c.RestartPolicyRules = []v1.ContainerRestartRule{{Action: action, ExitCodes: &v1.ContainerRestartRuleOnExitCodes{
+		Operator: v1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}}}}
+}
+
+// allOn42 makes the exit of container a with 42 restart all; the pod is not
+// restarted otherwise.
+func allOn42(o *Observed) {
+	o.Pod.Spec.RestartPolicy = v1.RestartPolicyNever
+	rule(&o.Pod.Spec.Containers[0], v1.ContainerRestartRuleActionRestartAllContainers)
 }
 
 func TestGraceOfStop(t *testing.T) {

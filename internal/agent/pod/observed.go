@@ -33,6 +33,8 @@ const (
 	LabelImage     = "tutti.dev/image"     // as the pod's specification names it
 	LabelImageID   = "tutti.dev/image-id"  // repository@digest
 	LabelResources = "tutti.dev/resources" // ResourceKey at start
+	LabelRound     = "tutti.dev/round"     // how often all containers had been restarted
+	LabelGround    = "tutti.dev/ground"    // name of the ground it stands on
 )
 
 // Reasons that the API shows. They are part of the Kubernetes API in all but
@@ -73,6 +75,12 @@ type Run struct {
 	Reason string
 	// Message is the termination message, or why the run could not start.
 	Message string
+}
+
+// OtherImage says that the run is of another image than its container has
+// now. How it ended then says nothing of the new one.
+func (r *Run) OtherImage(c *v1.Container) bool {
+	return r.Labels[LabelImage] != "" && r.Labels[LabelImage] != c.Image
 }
 
 // NotStarted is the run of a container that could not be executed: it counts
@@ -213,10 +221,13 @@ type Observed struct {
 	Stops      map[runtime.ID]Stop
 	Probes     map[runtime.ID]Probe
 
-	Ground  Part // network and namespaces
-	Volumes Part
-	IPs     []netip.Addr // of the pod
-	HostIPs []netip.Addr // of the machine
+	Ground Part // network and namespaces
+	// GroundName tells the pod's ground from those it had before the machine
+	// was started again; "" when it is not known.
+	GroundName string
+	Volumes    Part
+	IPs        []netip.Addr // of the pod
+	HostIPs    []netip.Addr // of the machine
 	// Closed says that nothing of the pod is left on the machine but its logs.
 	Closed bool
 	// Resize is why a change of resources is put off or refused, nil when it
@@ -229,6 +240,71 @@ type Observed struct {
 
 // newest returns the last run of a container, nil if it never ran.
 func (o *Observed) newest(name string) *Run { return o.nth(name, 0) }
+
+// asksForAll says whether the end of a run is to restart all containers of the
+// pod (KEP-5532).
+func (o *Observed) asksForAll(c *v1.Container, r *Run) bool {
+	if r.State != runtime.Exited {
+		return false
+	}
+	rule, ok := podutil.FindMatchingContainerRestartRule(*c, int32(exitCode(r)))
+	return ok && rule.Action == v1.ContainerRestartRuleActionRestartAllContainers
+}
+
+// roundOf is the round that a run belongs to: how often all containers had been
+// restarted when it started.
+func roundOf(r *Run) int {
+	n, _ := strconv.Atoi(r.Labels[LabelRound]) // none is the first
+	return n
+}
+
+// round is the one that the pod is in. It is told by labels and not by times:
+// clocks jump.
+func (o *Observed) round() (n int) {
+	for c := range podutil.ContainerIter(&o.Pod.Spec, podutil.InitContainers|podutil.Containers) {
+		for i := range o.Runs {
+			r := &o.Runs[i]
+			if r.Name != c.Name {
+				continue
+			}
+			n = max(n, roundOf(r))
+			if o.asksForAll(c, r) {
+				n = max(n, roundOf(r)+1)
+			}
+		}
+	}
+	return n
+}
+
+// current returns the newest run of a container in this round, nil if it has
+// none yet.
+func (o *Observed) current(name string) *Run {
+	if r := o.newest(name); r != nil && roundOf(r) == o.round() {
+		return r
+	}
+	return nil
+}
+
+// here returns the last run of a container in this round and on the ground that
+// the pod has now, nil if it has none yet.
+func (o *Observed) here(name string) *Run {
+	r := o.current(name)
+	if r != nil && r.State == runtime.Exited && o.GroundName != "" && r.Labels[LabelGround] != o.GroundName {
+		return nil
+	}
+	return r
+}
+
+// restarting says whether a round has begun in which not all containers that
+// ran before have run again.
+func (o *Observed) restarting() bool {
+	for c := range podutil.ContainerIter(&o.Pod.Spec, podutil.InitContainers|podutil.Containers) {
+		if o.newest(c.Name) != nil && o.current(c.Name) == nil {
+			return true
+		}
+	}
+	return false
+}
 
 // nth returns the run n before the newest.
 func (o *Observed) nth(name string, n int) *Run {

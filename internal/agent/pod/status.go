@@ -53,10 +53,28 @@ func (d *decider) status() v1.PodStatus {
 		s.InitContainerStatuses = d.statuses(pod.Spec.InitContainers, waiting, true)
 		s.EphemeralContainerStatuses = d.statuses(ephemeral(pod), waiting, false)
 	}
+	s.Resources = d.resources()
+	if s.Resources != nil {
+		s.AllocatedResources = s.Resources.DeepCopy().Requests
+	}
 	d.phase(&s)
 	d.conditions(&s)
 	normalize(pod, &s)
 	return s
+}
+
+// resources are those that the pod as a whole runs under, nil if it names none.
+func (d *decider) resources() *v1.ResourceRequirements {
+	o := d.o
+	for c := range podutil.ContainerIter(&o.Pod.Spec, podutil.InitContainers|podutil.Containers) {
+		if r := o.newest(c.Name); r != nil && r.State == runtime.Running {
+			var now Applied
+			if err := json.Unmarshal([]byte(o.applied(c, r)), &now); err == nil && now.Pod != nil {
+				return now.Pod
+			}
+		}
+	}
+	return o.Pod.Spec.Resources.DeepCopy()
 }
 
 func (d *decider) addresses(s *v1.PodStatus) {
@@ -85,6 +103,9 @@ func (d *decider) phase(s *v1.PodStatus) {
 	o := d.o
 	settled := d.settled()
 	s.Phase = phase(o.Pod, s, settled, d.initialized())
+	if !d.is && o.restarting() {
+		s.Phase = o.Prior.Phase // as it was before all began anew
+	}
 	if settled && (d.failed || !podutil.IsPodPhaseTerminal(s.Phase)) {
 		// A pod that must end without an outcome of its own has failed.
 		d.lost(s)
@@ -235,12 +256,10 @@ func (d *decider) containerStatus(c *v1.Container, waiting string, init bool) v1
 		s.LastTerminationState = p.LastTerminationState
 	}
 	r := o.newest(c.Name)
-	attempt := d.firstAttempt(c.Name)
 	if r != nil {
-		attempt = r.Attempt + 1
 		d.runStatus(&s, c, r)
 	}
-	if w := d.waitingFor(c, r, attempt); w != nil {
+	if w := d.waitingFor(c, r, init && !sidecar(c), waiting); w != nil {
 		if s.State.Terminated != nil {
 			s.LastTerminationState = s.State
 		}
@@ -303,19 +322,29 @@ func (d *decider) runStatus(s *v1.ContainerStatus, c *v1.Container, r *Run) {
 }
 
 // waitingFor says why a container that is to run does not, if that is known.
-func (d *decider) waitingFor(c *v1.Container, r *Run, attempt int) *v1.ContainerStateWaiting {
+// What ran in an earlier round or on an earlier ground waits for its turn, for
+// the usual reason.
+func (d *decider) waitingFor(c *v1.Container, r *Run, init bool, usual string) *v1.ContainerStateWaiting {
 	o := d.o
-	if r != nil && (r.State == runtime.Running || !d.again(c, r)) || d.is {
+	earlier, anew := d.earlier(c, r), r != nil && o.here(c.Name) == nil
+	again := r == nil || r.State != runtime.Running && (earlier || d.again(c, r))
+	if init && anew && r.State != runtime.Running {
+		again = !d.initialized()
+	}
+	if !again || d.is {
 		return nil
 	}
-	if r != nil {
+	if r != nil && (!earlier || o.asksForAll(c, r)) {
 		if at := d.crashUntil(c, r); o.Now.Before(at) {
 			return &v1.ContainerStateWaiting{Reason: ReasonCrashLoop, Message: fmt.Sprintf(
 				"back-off %s restarting failed container=%s pod=%s_%s(%s)",
 				o.Containers[c.Name].Crash.Delay, c.Name, o.Pod.Name, o.Pod.Namespace, o.Pod.UID)}
 		}
 	}
-	f := o.container(c.Name, attempt).Fault
+	f := o.container(c.Name, d.nextAttempt(c.Name)).Fault
+	if f == nil && anew {
+		return &v1.ContainerStateWaiting{Reason: usual}
+	}
 	if f == nil {
 		return nil
 	}
@@ -323,6 +352,12 @@ func (d *decider) waitingFor(c *v1.Container, r *Run, attempt int) *v1.Container
 		return &v1.ContainerStateWaiting{Reason: ReasonImageBackOff, Message: fmt.Sprintf("Back-off pulling image %q: %s: %s", c.Image, f.Reason, f.Message)}
 	}
 	return &v1.ContainerStateWaiting{Reason: f.Reason, Message: f.Message}
+}
+
+// earlier says whether a container's newest run is of an earlier round, and so
+// will be followed by another whatever its end.
+func (d *decider) earlier(c *v1.Container, r *Run) bool {
+	return r != nil && !d.is && d.o.current(c.Name) == nil
 }
 
 func imageFault(f *Fault) bool { return f.Reason == ReasonErrImagePull }
@@ -397,6 +432,13 @@ func (d *decider) conditions(s *v1.PodStatus) {
 	}
 	all := slices.Concat(s.InitContainerStatuses, s.ContainerStatuses)
 	s.Conditions = append(s.Conditions, d.resizeConditions(generation)...)
+	if podutil.AllContainersCouldRestart(&pod.Spec) {
+		c := v1.PodCondition{Type: v1.AllContainersRestarting, Status: status(!d.is && o.restarting()), ObservedGeneration: generation}
+		if c.Status == v1.ConditionTrue {
+			c.Reason, c.Message = kubestatus.RestartAllContainersStarted, "container exited with restart policy rule"
+		}
+		s.Conditions = append(s.Conditions, c)
+	}
 	s.Conditions = append(s.Conditions,
 		v1.PodCondition{Type: v1.PodReadyToStartContainers, Status: status((o.Ground.Ready || o.running()) && !d.settled()), ObservedGeneration: generation},
 		kubestatus.GeneratePodInitializedCondition(pod, &o.Prior, all, s.Phase))
@@ -425,7 +467,7 @@ func (d *decider) resizeConditions(generation int64) []v1.PodCondition {
 			c := &list[i]
 			if r := o.newest(c.Name); r != nil && r.State == runtime.Running {
 				applied := o.applied(c, r)
-				changed = changed || applied != "" && applied != ResourceKey(c)
+				changed = changed || applied != "" && applied != ResourceKey(o.Pod, c)
 			}
 		}
 	}

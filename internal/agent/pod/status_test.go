@@ -6,6 +6,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 
@@ -24,7 +25,7 @@ func brief(s v1.PodStatus) string {
 		if c.Status == v1.ConditionTrue && c.Type != v1.PodScheduled {
 			b.WriteString(" " + map[v1.PodConditionType]string{
 				v1.PodReadyToStartContainers: "ground", v1.PodInitialized: "init", v1.ContainersReady: "containers", v1.PodReady: "ready",
-				v1.PodResizeInProgress: "resizing", v1.PodResizePending: "resize-" + c.Reason,
+				v1.PodResizeInProgress: "resizing", v1.PodResizePending: "resize-" + c.Reason, v1.AllContainersRestarting: "all-restart",
 			}[c.Type])
 		}
 	}
@@ -94,6 +95,12 @@ func TestStatus(t *testing.T) {
 		{"no image", newScene("", "main").with(fault(ReasonImageNever, time.Hour)), "Pending ground init; main waiting:ErrImageNeverPull"},
 		{"bad config", newScene("", "main").with(fault(ReasonConfig, time.Hour)), "Pending ground init; main waiting:CreateContainerConfigError"},
 
+		{"all restart", newScene("i", "a b").exited("i", 0, 0, time.Hour).exited("a", 0, 42, 0).running("b", 0).with(allOn42).with(func(o *Observed) { o.Prior.Phase = v1.PodRunning }),
+			"Running all-restart ground init; i waiting:PodInitializing last terminated:Completed; a waiting:PodInitializing last terminated:Error; b running ready"},
+		{"all have stopped to restart", newScene("i", "a b").exited("i", 0, 0, time.Hour).exited("a", 0, 42, 0).exited("b", 0, 137, 0).with(allOn42).with(func(o *Observed) { o.Prior.Phase = v1.PodRunning }),
+			"Running all-restart ground; i waiting:PodInitializing last terminated:Completed; a waiting:PodInitializing last terminated:Error; b waiting:PodInitializing last terminated:Error"},
+		{"all have restarted", newScene("", "a b").exited("a", 0, 42, 0).again("a").exited("b", 0, 137, 0).again("b").with(allOn42),
+			"Running ground init ready containers; a running last terminated:Error ready x1; b running last terminated:Error ready x1"},
 		{"ended, starts again", newScene("", "main").exited("main", 0, 1, 0), "Running ground init; main terminated:Error"},
 		{"backs off", newScene("", "main").exited("main", 1, 1, 0).exited("main", 0, 0, time.Hour).with(func(o *Observed) {
 			o.Containers["main"] = Container{Attempt: 1, Crash: Crash{Delay: 10 * time.Second, At: now.Add(-time.Second)}}
@@ -152,6 +159,32 @@ func TestStatus(t *testing.T) {
 				t.Errorf("decided again: %s", again)
 			}
 		})
+	}
+}
+
+// The status tells the resources that are in force, not those that are wanted.
+func TestPodResourcesInStatus(t *testing.T) {
+	list := func(s string) v1.ResourceRequirements {
+		return v1.ResourceRequirements{Requests: v1.ResourceList{v1.ResourceMemory: resource.MustParse(s)}}
+	}
+	was, wanted := list("1Gi"), list("2Gi")
+	s := newScene("", "main").with(func(o *Observed) {
+		o.Pod.Spec.Resources, o.Pod.Spec.Containers[0].Resources = &was, was
+	})
+	s.add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: ResourceKey(s.Pod, &s.Pod.Spec.Containers[0])}}})
+	s.Pod.Spec.Resources, s.Pod.Spec.Containers[0].Resources = &wanted, wanted
+	got := Decide(s.Observed).Status
+	c := got.ContainerStatuses[0]
+	for _, memory := range []*resource.Quantity{
+		got.Resources.Requests.Memory(), got.AllocatedResources.Memory(), c.Resources.Requests.Memory(), c.AllocatedResources.Memory(),
+	} {
+		if memory.String() != "1Gi" {
+			t.Errorf("status is %+v", got)
+		}
+	}
+	s.Containers["main"] = Container{Resources: ResourceKey(s.Pod, &s.Pod.Spec.Containers[0])}
+	if got := Decide(s.Observed).Status; got.Resources.Requests.Memory().String() != "2Gi" {
+		t.Errorf("applied, and the status is %+v", got.Resources)
 	}
 }
 

@@ -39,6 +39,9 @@ type Config struct {
 	ResolvConf string
 	// Allocatable is what the node can give, for downward API volumes.
 	Allocatable func() v1.ResourceList
+	// Image returns the layers of an image, lowest first. It pulls the image
+	// if the policy wants that, and protects it until the pod is gone.
+	Image func(ctx context.Context, pod *v1.Pod, name string, policy v1.PullPolicy) (layers []string, err error)
 	// Event reports something to the pod's owner; type is Normal or Warning.
 	// May be nil.
 	Event func(pod *v1.Pod, eventType, reason, message string)
@@ -167,7 +170,7 @@ func (m *Manager) Prepare(ctx context.Context, obj *v1.Pod) error {
 			results <- result{v.Name, done}
 			return nil
 		}
-		if v.PersistentVolumeClaim == nil && v.Ephemeral == nil {
+		if v.PersistentVolumeClaim == nil && v.Ephemeral == nil && v.Image == nil {
 			// Nothing to wait for.
 			if err := attempt(); err != nil {
 				return errors.Join(err, work.Wait())
@@ -269,6 +272,8 @@ func (m *Manager) make(ctx context.Context, pod *v1.Pod, v *v1.Volume) (made, er
 		return m.makeClaim(ctx, pod, v.Name, v.PersistentVolumeClaim.ClaimName, v.PersistentVolumeClaim.ReadOnly, nil)
 	case v.Ephemeral != nil:
 		return m.makeClaim(ctx, pod, v.Name, pod.Name+"-"+v.Name, false, v)
+	case v.Image != nil:
+		return m.makeImage(ctx, pod, v)
 	}
 	return made{}, fmt.Errorf("volume type %s is not supported by tutti yet; use a PersistentVolumeClaim, an emptyDir or a hostPath", sourceName(v.VolumeSource))
 }
@@ -283,6 +288,17 @@ func sourceName(source any) string {
 		}
 	}
 	return "without a source"
+}
+
+// makeImage mounts what is in an image (KEP-4639): nobody can change it, and
+// nothing in it is executed.
+func (m *Manager) makeImage(ctx context.Context, pod *v1.Pod, v *v1.Volume) (made, error) {
+	layers, err := m.cfg.Image(ctx, pod, v.Image.Reference, v.Image.PullPolicy)
+	if err != nil {
+		return made{}, err
+	}
+	dir := m.layout.Volume(string(pod.UID), "image", v.Name)
+	return made{path: dir, readOnly: true}, volume.Layers(dir, layers)
 }
 
 func (m *Manager) makeEmptyDir(pod *v1.Pod, v *v1.Volume) (made, error) {

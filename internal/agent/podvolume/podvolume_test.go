@@ -2,9 +2,12 @@ package podvolume
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -236,6 +239,51 @@ func TestFilesFollowTheirObjects(t *testing.T) {
 	}
 }
 
+func TestImageVolume(t *testing.T) {
+	m, _ := newManager(t)
+	pod := testPod(v1.Volume{Name: "v", VolumeSource: v1.VolumeSource{Image: &v1.ImageVolumeSource{Reference: "tools:1", PullPolicy: v1.PullAlways}}})
+	pulls := errors.New("no such image")
+	lower, upper := t.TempDir(), t.TempDir()
+	m.cfg.Image = func(_ context.Context, _ *v1.Pod, name string, policy v1.PullPolicy) ([]string, error) {
+		if name != "tools:1" || policy != v1.PullAlways {
+			t.Errorf("asked for %s, %s", name, policy)
+		}
+		return []string{lower, upper}, pulls
+	}
+	if err := m.Prepare(t.Context(), pod); err == nil || !strings.Contains(err.Error(), `volume "v" : no such image`) {
+		t.Fatalf("without the image: %v", err)
+	}
+	pulls = nil
+	must(t, os.WriteFile(filepath.Join(lower, "below"), []byte("lower"), 0o755))
+	must(t, os.WriteFile(filepath.Join(lower, "both"), []byte("lower"), 0o755))
+	must(t, os.WriteFile(filepath.Join(upper, "both"), []byte("upper"), 0o755))
+	must(t, m.Prepare(t.Context(), pod))
+	dir, err := m.VolumePath(pod.UID, "v")
+	must(t, err)
+	for name, want := range map[string]string{"below": "lower", "both": "upper"} {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v, want %s", name, got, err, want)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "new"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Errorf("wrote into an image: %v", err)
+	}
+	if err := exec.Command(filepath.Join(dir, "both")).Run(); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("executed what is in an image: %v", err)
+	}
+	mounts, err := m.Mounts(pod, &v1.Container{Name: "c", VolumeMounts: []v1.VolumeMount{{Name: "v", MountPath: "/v"}}}, 0, nil, nil)
+	must(t, err)
+	for _, mount := range mounts {
+		if mount.Target == "/v" && (mount.Source != dir || !mount.ReadOnly) {
+			t.Errorf("mounted as %+v", mount)
+		}
+	}
+	must(t, m.Remove(t.Context(), pod.UID))
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("still there: %v", err)
+	}
+}
+
 func TestNotReady(t *testing.T) {
 	m, client := newManager(t)
 	source := func(s v1.VolumeSource) *v1.Pod { return testPod(v1.Volume{Name: "v", VolumeSource: s}) }
@@ -246,7 +294,6 @@ func TestNotReady(t *testing.T) {
 		err string
 	}{
 		"nfs":          {source(v1.VolumeSource{NFS: &v1.NFSVolumeSource{}}), `volume type "nfs" is not supported by tutti yet; use a PersistentVolumeClaim, an emptyDir or a hostPath`},
-		"image":        {source(v1.VolumeSource{Image: &v1.ImageVolumeSource{}}), `volume type "image" is not supported by tutti yet`},
 		"huge pages":   {source(v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: "HugePages"}}), `medium "HugePages" of an emptyDir is not supported by tutti yet; leave it out, or use Memory`},
 		"trust bundle": {source(v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{{ClusterTrustBundle: &v1.ClusterTrustBundleProjection{}}}}}), `projected source "clusterTrustBundle" is not supported by tutti yet; leave it out`},
 		"config map":   {source(v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{LocalObjectReference: v1.LocalObjectReference{Name: "none"}}}), `MountVolume.SetUp failed for volume "v" : configmaps "none" not found`},

@@ -16,6 +16,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	k8sprobe "k8s.io/kubernetes/pkg/probe"
 	grpcprobe "k8s.io/kubernetes/pkg/probe/grpc"
 	httpprobe "k8s.io/kubernetes/pkg/probe/http"
@@ -27,6 +28,7 @@ import (
 
 // PeriodAnnotation on a pod replaces the period of its probes by a Go
 // duration, which may be shorter than the second that the API allows.
+// web.probes.tutti.dev/period is for the probes of the container web alone.
 const PeriodAnnotation = "probes.tutti.dev/period"
 
 const (
@@ -121,7 +123,7 @@ func (m *Manager) Add(pod *v1.Pod, spec *v1.Container, id runtime.ID, podIP stri
 		m.mu.Unlock()
 		return
 	}
-	c := &container{m: m, pod: pod, spec: spec, id: id, podIP: podIP, period: periodOf(pod)}
+	c := &container{m: m, pod: pod, spec: spec, id: id, podIP: podIP, period: periodOf(pod, spec.Name)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	m.containers[id] = c
 	m.mu.Unlock()
@@ -175,12 +177,45 @@ func previous(pod *v1.Pod, id runtime.ID) *v1.ContainerStatus {
 	return nil
 }
 
-func periodOf(pod *v1.Pod) time.Duration {
-	d, err := time.ParseDuration(pod.Annotations[PeriodAnnotation])
-	if err != nil || d <= 0 {
-		return 0
+// periodOf is the period that the pod's annotations give to a container's
+// probes, 0 if they do not.
+func periodOf(pod *v1.Pod, container string) time.Duration {
+	for _, key := range []string{container + "." + PeriodAnnotation, PeriodAnnotation} {
+		if d, err := parsePeriod(pod.Annotations[key]); err == nil {
+			return d
+		}
 	}
-	return max(d, minPeriod)
+	return 0
+}
+
+func parsePeriod(value string) (time.Duration, error) {
+	d, err := time.ParseDuration(value)
+	if err == nil && d < minPeriod {
+		err = fmt.Errorf("%s is less than %s", d, minPeriod)
+	}
+	return d, err
+}
+
+// CheckPeriods says what is wrong with the pod's annotations for periods. The
+// error is meant for the pod's owner.
+func CheckPeriods(pod *v1.Pod) error {
+	for key, value := range pod.Annotations {
+		container, ok := strings.CutSuffix(key, PeriodAnnotation)
+		if !ok {
+			continue
+		}
+		if _, err := parsePeriod(value); err != nil {
+			return fmt.Errorf("annotation %s is %q; give a duration of at least %s, such as 100ms", key, value, minPeriod)
+		}
+		named := container == ""
+		for c := range podutil.ContainerIter(&pod.Spec, podutil.InitContainers|podutil.Containers) {
+			named = named || c.Name+"." == container
+		}
+		if !named {
+			return fmt.Errorf("annotation %s is for a container that the pod does not have; use one of its names, or %s for all", key, PeriodAnnotation)
+		}
+	}
+	return nil
 }
 
 // Quiet ends the startup and liveness probes of a run whose pod is being

@@ -90,6 +90,8 @@ func subresources(path string) []string {
 		return []string{"stats"}
 	case below("/metrics"):
 		return []string{"metrics"}
+	case below("/logs"):
+		return []string{"log"}
 	case below("/pods"), below("/runningpods"):
 		return []string{"pods", "proxy"}
 	case below("/configz"):

@@ -22,7 +22,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/metrics"
-	"k8s.io/component-base/metrics/legacyregistry"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/kubernetes/pkg/kubelet/metrics/collectors"
 
@@ -64,6 +63,9 @@ type Config struct {
 	Log           *slog.Logger // may be nil
 }
 
+// nodeLogs is what /logs/ shows of the machine, as a kubelet does.
+const nodeLogs = "/var/log"
+
 // Server answers on the kubelet port.
 type Server struct {
 	Usage
@@ -103,16 +105,20 @@ func (s *Server) routes() http.Handler {
 		mux.HandleFunc(method+" /portForward/{namespace}/{pod}/{uid}", s.portForward)
 	}
 	mux.HandleFunc("GET /stats/summary", s.summary)
-	mux.Handle("GET /metrics", legacyregistry.Handler())
 	for path, collector := range map[string]metrics.StableCollector{
+		"/metrics":          &kubelet{server: s},
 		"/metrics/resource": collectors.NewResourceMetricsCollector(s),
 		"/metrics/cadvisor": &containers{server: s},
 	} {
 		registry := metrics.NewKubeRegistry()
 		registry.CustomMustRegister(collector)
+		if path == "/metrics" {
+			registry.RawMustRegister(process()...)
+		}
 		mux.Handle("GET "+path, metrics.HandlerFor(registry, metrics.HandlerOpts{ErrorHandling: metrics.ContinueOnError}))
 	}
 	mux.HandleFunc("GET /configz", s.configz)
+	mux.Handle("GET /logs/", http.StripPrefix("/logs/", http.FileServer(http.Dir(nodeLogs))))
 	mux.HandleFunc("GET "+api.PathFlows, s.flows)
 	return mux
 }

@@ -311,6 +311,7 @@ func TestAuthorization(t *testing.T) {
 		{"admin", "/healthz", http.StatusOK},
 		{"reader", "/metrics/cadvisor", http.StatusOK},
 		{"reader", "/configz", http.StatusForbidden},
+		{"reader", "/logs/", http.StatusForbidden},
 		{"reader", api.PathFlows, http.StatusForbidden},
 		{"admin", "/nothing", http.StatusNotFound},
 	} {
@@ -607,8 +608,13 @@ func TestPodsAndStats(t *testing.T) {
 			t.Errorf("no %s in:\n%s", want, body)
 		}
 	}
-	if code, body := f.get("/metrics"); code != http.StatusOK || !strings.Contains(body, "go_goroutines") {
-		t.Errorf("/metrics: %d", code)
+	_, body = f.get("/metrics")
+	for _, want := range []string{
+		`kubelet_node_name{node="n1"} 1`, "kubelet_running_pods 1", `kubelet_running_containers{container_state="running"} 1`, "process_start_time_seconds ", "go_goroutines ",
+	} {
+		if !strings.Contains(body, "\n"+want) {
+			t.Errorf("no %s in:\n%s", want, body)
+		}
 	}
 }
 
@@ -678,6 +684,21 @@ func TestCAdvisorNetwork(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no eth0 in:\n%s", body)
 		}
+	}
+}
+
+func TestNodeLogs(t *testing.T) {
+	file, err := os.CreateTemp(nodeLogs, "tutti-test-*.log")
+	must(t, err)
+	defer os.Remove(file.Name())
+	_, err = file.WriteString("of the machine")
+	must(t, errors.Join(err, file.Close()))
+	f, name := newFixture(t), filepath.Base(file.Name())
+	if code, body := f.get("/logs/"); code != http.StatusOK || !strings.Contains(body, name) {
+		t.Errorf("%d %s", code, body)
+	}
+	if code, body := f.get("/logs/" + name); code != http.StatusOK || body != "of the machine" {
+		t.Errorf("%d %s", code, body)
 	}
 }
 

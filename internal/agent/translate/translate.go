@@ -103,11 +103,15 @@ type Input struct {
 	Pod       *v1.Pod
 	Container *v1.Container
 	Attempt   int
+	Round     int // how often all containers of the pod were restarted
 	Image     image.Image
 	ImageID   string // repository@digest
+	Ground    string // what the runtime calls the pod's
 	Layers    []string
 	Args, Env []string
 	Mounts    []runtime.Mount
+	// JoinPID is the run whose processes an ephemeral container asks to see.
+	JoinPID *runtime.ID
 }
 
 // Workload translates one run of a container. The text of an error is meant
@@ -150,12 +154,13 @@ func Workload(in Input, m Machine) (runtime.Workload, error) {
 		Mounts:          in.Mounts,
 		Resources:       ContainerResources(p, c),
 		OOMScoreAdj:     &oom,
+		JoinPID:         in.JoinPID,
 		Log:             Log(m.DataDir, p.Namespace, p.Name, string(p.UID), c.Name, in.Attempt),
 		TTY:             c.TTY,
 		Stdin:           c.Stdin,
 		StdinOnce:       c.StdinOnce,
 		StopSignal:      stop,
-		Labels:          Labels(p, c, in.ImageID),
+		Labels:          Labels(p, c, in.ImageID, in.Ground, in.Round),
 	}
 	if w.Privileged {
 		w.Seccomp = "" // as every container engine has it
@@ -164,16 +169,22 @@ func Workload(in Input, m Machine) (runtime.Workload, error) {
 }
 
 // Labels are kept with a workload and tell what was asked for at its start.
-func Labels(p *v1.Pod, c *v1.Container, imageID string) map[string]string {
+func Labels(p *v1.Pod, c *v1.Container, imageID, ground string, round int) map[string]string {
 	l := map[string]string{
 		pod.LabelNamespace: p.Namespace,
 		pod.LabelPod:       p.Name,
 		pod.LabelImage:     c.Image,
 		pod.LabelImageID:   imageID,
-		pod.LabelResources: pod.ResourceKey(c),
+		pod.LabelResources: pod.ResourceKey(p, c),
+	}
+	if ground != "" {
+		l[pod.LabelGround] = ground
 	}
 	if s := p.Spec.TerminationGracePeriodSeconds; s != nil {
 		l[pod.LabelGrace] = strconv.FormatInt(*s, 10)
+	}
+	if round > 0 {
+		l[pod.LabelRound] = strconv.Itoa(round)
 	}
 	return l
 }

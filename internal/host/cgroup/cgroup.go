@@ -72,6 +72,19 @@ func Make(path string, l Limits) error {
 	return nil
 }
 
+// Join moves a process into a group, which is made if need be. It does nothing
+// to one that is there already.
+func Join(path string, pid int) error {
+	g, err := group(path, Limits{})
+	if err == nil {
+		err = g.Apply(pid)
+	}
+	if err != nil {
+		return fmt.Errorf("move process %d into control group %s: %w", pid, path, err)
+	}
+	return nil
+}
+
 // Remove kills what runs in a group and removes it with all groups in it. No
 // such group is no error.
 func Remove(path string) error {

@@ -18,6 +18,19 @@ import (
 // written through to the disk for the sake of a crash (volatile): upper must
 // not be used again after one.
 func Overlay(target string, layers []string, upper, work string) error {
+	return overlay(target, layers, 0, "upperdir", upper, "workdir", work)
+}
+
+// OverlayReadOnly mounts the layers, lowest first, on target, an empty
+// directory. Nothing in them can be changed, executed or used as a device.
+func OverlayReadOnly(target string, layers []string) error {
+	// The kernel wants two layers at least: target itself is the second.
+	layers = append([]string{target}, layers...)
+	return overlay(target, layers, unix.MS_RDONLY|unix.MS_NOEXEC|unix.MS_NODEV|unix.MS_NOSUID)
+}
+
+// overlay takes further directories as pairs of an option and its value.
+func overlay(target string, layers []string, flags uintptr, more ...string) error {
 	// The kernel takes one page of options and gives ':' and ',' a meaning,
 	// so directories are named by their descriptors.
 	var open []*os.File
@@ -42,16 +55,18 @@ func Overlay(target string, layers []string, upper, work string) error {
 		}
 		lower = append(lower, name)
 	}
-	up, err := short(upper)
-	if err != nil {
-		return err
+	options := "lowerdir=" + strings.Join(lower, ":")
+	for pair := range slices.Chunk(more, 2) {
+		name, err := short(pair[1])
+		if err != nil {
+			return err
+		}
+		options += "," + pair[0] + "=" + name
 	}
-	wk, err := short(work)
-	if err != nil {
-		return err
+	if len(more) > 0 {
+		options += ",volatile"
 	}
-	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,volatile", strings.Join(lower, ":"), up, wk)
-	if err := unix.Mount("overlay", target, "overlay", 0, options); err != nil {
+	if err := unix.Mount("overlay", target, "overlay", flags, options); err != nil {
 		return fmt.Errorf("mount overlay of %d layers on %s: %w", len(layers), target, err)
 	}
 	return nil

@@ -57,7 +57,7 @@ func BenchmarkOpenClose(b *testing.B) {
 		pod.ID = fmt.Sprintf("%s-%d", bench.Pod.ID, n)
 		pod.Cgroup = "burstable/pod" + pod.ID
 		start := time.Now()
-		if err := m.Open(bench.Ctx, pod); err != nil {
+		if _, err := m.Open(bench.Ctx, pod); err != nil {
 			b.Fatal(err)
 		}
 		open += time.Since(start)
@@ -121,7 +121,7 @@ func BenchmarkKeeperMemory(b *testing.B) {
 		if err := m.Close(bench.Ctx, bench.Pod.ID); err != nil {
 			b.Fatal(err)
 		}
-		if err := m.Open(bench.Ctx, bench.Pod); err != nil {
+		if _, err := m.Open(bench.Ctx, bench.Pod); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -18,12 +18,14 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"tutti.dev/tutti/internal/host/cgroup"
@@ -124,6 +126,15 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 	spec, err := r.spec(ctx, pod, w, root)
 	if err != nil {
 		return nil, err
+	}
+	if w.JoinPID != nil && !pod.HostPID && !pod.SharePID {
+		ns, err := r.pidNamespace(ctx, pod, *w.JoinPID)
+		if err != nil {
+			return nil, fmt.Errorf("join the processes of %s: %w", w.JoinPID.Name, err)
+		}
+		defer ns.Close()
+		i := slices.IndexFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+		spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.Fd())
 	}
 	data, err := json.Marshal(spec)
 	if err != nil {

@@ -143,7 +143,7 @@ func (m *machine) connect() {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	client, err := keeper.Ensure(ctx, filepath.Join(m.dir, "keeper"), binary)
+	client, err := keeper.Ensure(ctx, filepath.Join(m.dir, "keeper"), binary, m.root+"/keeper")
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestPodLimits(t *testing.T) {
 		t.Errorf("memory of the pod is limited to %s", got)
 	}
 	// The pod that is opened again is the one that was updated.
-	if err := m.Open(b.Ctx, b.Pod); err != nil {
+	if _, err := m.Open(b.Ctx, b.Pod); err != nil {
 		t.Fatal(err)
 	}
 	if got := memory(); got != "134217728" {

@@ -51,7 +51,7 @@ func TestNamespaces(t *testing.T) {
 	}
 
 	bad := runtime.Pod{ID: own.Pod.ID + "x", NetNS: own.Pod.NetNS, Hostname: "h", Cgroup: "burstable/bad" + own.Pod.ID, Sysctls: map[string]string{"vm.swappiness": "1"}}
-	if err := m.Open(own.Ctx, bad); !errors.Is(err, runtime.ErrInvalid) {
+	if _, err := m.Open(own.Ctx, bad); !errors.Is(err, runtime.ErrInvalid) {
 		t.Errorf("a sysctl of the machine: %v", err)
 	}
 	if err := m.Close(own.Ctx, bad.ID); err != nil {

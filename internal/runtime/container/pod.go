@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,34 +31,43 @@ const (
 // Open implements runtime.Runtime. Each part of the ground is made if it is
 // not there, so that an Open that was interrupted, or a machine that was
 // restarted, is made good by the next.
-func (r *Runtime) Open(ctx context.Context, pod runtime.Pod) error {
+func (r *Runtime) Open(ctx context.Context, pod runtime.Pod) (ground string, err error) {
 	if pod.ID == "" || strings.ContainsAny(pod.ID, "/_") {
-		return fmt.Errorf("%w: %q is no pod identifier", runtime.ErrInvalid, pod.ID)
+		return "", fmt.Errorf("%w: %q is no pod identifier", runtime.ErrInvalid, pod.ID)
 	}
 	defer r.locks.lock(pod.ID)()
 	// A record that the machine's failure left empty is written again.
-	old, err := r.pod(pod.ID)
-	if err == nil {
-		pod = old
+	rec, err := r.recorded(pod.ID)
+	recorded := err == nil
+	if !recorded {
+		rec = record{Pod: pod}
 	}
-	if err := r.open(ctx, pod, err == nil); err != nil {
-		return fmt.Errorf("open pod %s: %w", pod.ID, err)
+	if err := r.open(ctx, &rec, recorded); err != nil {
+		return "", fmt.Errorf("open pod %s: %w", pod.ID, err)
 	}
-	return nil
+	return rec.Ground, nil
 }
 
-func (r *Runtime) open(ctx context.Context, pod runtime.Pod, recorded bool) error {
+func (r *Runtime) open(ctx context.Context, rec *record, recorded bool) error {
+	pod := rec.Pod
 	dir := r.podDir(pod.ID)
 	ns := filepath.Join(dir, "ns")
 	if err := os.MkdirAll(ns, 0o711); err != nil {
 		return err
 	}
-	if !recorded {
-		if err := r.record(pod); err != nil {
+	// Nothing of a pod is without its control group, which ends with the
+	// machine: where that is gone, so is the ground. The name is written first,
+	// so that a ground never goes by that of an earlier one.
+	anew := !cgroup.Exists(r.podCgroup(pod))
+	if anew {
+		rec.Ground = rand.Text()
+	}
+	if anew || !recorded {
+		if err := r.write(*rec); err != nil {
 			return err
 		}
 	}
-	if !cgroup.Exists(r.podCgroup(pod)) {
+	if anew {
 		if err := cgroup.Make(r.podCgroup(pod), limits(pod.Resources)); err != nil {
 			return err
 		}
@@ -79,12 +89,18 @@ func (r *Runtime) open(ctx context.Context, pod runtime.Pod, recorded bool) erro
 	return nil
 }
 
-func (r *Runtime) record(pod runtime.Pod) error {
-	data, err := json.Marshal(pod)
+// record is what is kept of a pod.
+type record struct {
+	runtime.Pod
+	Ground string `json:",omitempty"`
+}
+
+func (r *Runtime) write(rec record) error {
+	data, err := json.Marshal(rec)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(r.podDir(pod.ID), podFile)
+	path := filepath.Join(r.podDir(rec.ID), podFile)
 	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
 		return err
 	}
@@ -94,16 +110,16 @@ func (r *Runtime) record(pod runtime.Pod) error {
 // UpdatePod implements runtime.Runtime.
 func (r *Runtime) UpdatePod(_ context.Context, podID string, res runtime.Resources) error {
 	defer r.locks.lock(podID)()
-	pod, err := r.pod(podID)
+	rec, err := r.recorded(podID)
 	if err != nil {
 		return fmt.Errorf("update pod: %w", err)
 	}
-	if reflect.DeepEqual(pod.Resources, res) {
+	if reflect.DeepEqual(rec.Resources, res) {
 		return nil
 	}
-	pod.Resources = res
-	if err = cgroup.Make(r.podCgroup(pod), limits(res)); err == nil {
-		err = r.record(pod)
+	rec.Resources = res
+	if err = cgroup.Make(r.podCgroup(rec.Pod), limits(res)); err == nil {
+		err = r.write(rec)
 	}
 	if err != nil {
 		return fmt.Errorf("update pod %s: %w", podID, err)
@@ -175,18 +191,23 @@ func setSysctl(name, value string) error {
 	return errors.New("it belongs to the machine, not to the pod")
 }
 
-func (r *Runtime) pod(id string) (pod runtime.Pod, err error) {
+func (r *Runtime) pod(id string) (runtime.Pod, error) {
+	rec, err := r.recorded(id)
+	return rec.Pod, err
+}
+
+func (r *Runtime) recorded(id string) (rec record, err error) {
 	data, err := os.ReadFile(filepath.Join(r.podDir(id), podFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return pod, fmt.Errorf("pod %s: %w", id, runtime.ErrNotFound)
+		return rec, fmt.Errorf("pod %s: %w", id, runtime.ErrNotFound)
 	}
 	if err == nil {
-		err = json.Unmarshal(data, &pod)
+		err = json.Unmarshal(data, &rec)
 	}
 	if err != nil {
-		return pod, fmt.Errorf("read pod %s: %w", id, err)
+		return rec, fmt.Errorf("read pod %s: %w", id, err)
 	}
-	return pod, nil
+	return rec, nil
 }
 
 // Close implements runtime.Runtime.
@@ -227,6 +248,30 @@ func (r *Runtime) close(ctx context.Context, podID string) error {
 		}
 	}
 	return removeGround(r.podDir(podID))
+}
+
+// pidNamespace opens the PID namespace of a running workload of the pod.
+func (r *Runtime) pidNamespace(ctx context.Context, pod runtime.Pod, of runtime.ID) (*os.File, error) {
+	if of.Pod != pod.ID {
+		return nil, fmt.Errorf("%w: it belongs to another pod", runtime.ErrInvalid)
+	}
+	w, err := r.Keeper.Get(ctx, of.String())
+	if err != nil {
+		return nil, err
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", w.Pid))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", runtime.ErrNotRunning, err)
+	}
+	// If it still runs, the number was nobody else's when we opened that.
+	if w, err = r.Keeper.Get(ctx, of.String()); err == nil && !w.Running {
+		err = runtime.ErrNotRunning
+	}
+	if err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return ns, nil
 }
 
 // The first process of a shared PID namespace is a workload that this package

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"tutti.dev/tutti/internal/host/cgroup"
 	"tutti.dev/tutti/internal/host/process"
 	"tutti.dev/tutti/internal/keeper"
 	"tutti.dev/tutti/internal/runtime"
@@ -211,8 +212,8 @@ func TestAgentRestarted(t *testing.T) {
 	m.Keeper.Close()
 	m.connect()
 	b.Runtime = m.Runtime
-	if err := m.Open(b.Ctx, b.Pod); err != nil {
-		t.Fatal(err)
+	if ground, err := m.Open(b.Ctx, b.Pod); err != nil || ground != b.Ground {
+		t.Fatalf("ground %q, before: %q, %v", ground, b.Ground, err)
 	}
 	if after := b.Start(w); !reflect.DeepEqual(after, before) {
 		t.Errorf("after: %s, before: %s", runtimetest.Show(after), runtimetest.Show(before))
@@ -267,10 +268,26 @@ func TestEmptyRecordOfPod(t *testing.T) {
 	if err := os.Truncate(filepath.Join(m.podDir(b.Pod.ID), podFile), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Open(b.Ctx, b.Pod); err != nil {
+	if _, err := m.Open(b.Ctx, b.Pod); err != nil {
 		t.Fatal(err)
 	}
 	b.Start(b.Workload("main", "sleep 1000"))
+}
+
+// What ends with the machine ends with a stop of everything too.
+func TestGroundIsNew(t *testing.T) {
+	m := newMachine(t)
+	b := runtimetest.NewBench(t, m.Runtime, layer)
+	b.Start(b.Workload("main", "sleep 1000"))
+	m.Keeper.Close()
+	if err := errors.Join(keeper.Shutdown(b.Ctx, filepath.Join(m.dir, "keeper")), cgroup.Remove(m.root)); err != nil {
+		t.Fatal(err)
+	}
+	m.connect()
+	b.Runtime = m.Runtime
+	if ground, err := m.Open(b.Ctx, b.Pod); err != nil || ground == "" || ground == b.Ground {
+		t.Errorf("ground %q, before: %q, %v", ground, b.Ground, err)
+	}
 }
 
 func TestKeeperUpgraded(t *testing.T) {
@@ -298,10 +315,10 @@ func TestKeeperUpgraded(t *testing.T) {
 	if err := os.WriteFile(broken, []byte("#!/bin/false\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := keeper.Ensure(b.Ctx, filepath.Join(m.dir, "keeper"), broken); err == nil {
+	if _, err := keeper.Ensure(b.Ctx, filepath.Join(m.dir, "keeper"), broken, m.root+"/keeper"); err == nil {
 		t.Error("a broken program took over")
 	}
-	client, err := keeper.Ensure(b.Ctx, filepath.Join(m.dir, "keeper"), newer)
+	client, err := keeper.Ensure(b.Ctx, filepath.Join(m.dir, "keeper"), newer, m.root+"/keeper")
 	if err != nil {
 		t.Fatal(err)
 	}

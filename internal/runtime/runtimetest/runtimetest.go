@@ -54,6 +54,7 @@ func Run(t *testing.T, make func(t *testing.T) (rt runtime.Runtime, layer string
 		{"attach", attach},
 		{"attach to a terminal", attachTerminal},
 		{"shared PID namespace", sharePID},
+		{"join the processes of another", joinPID},
 		{"close kills all", closeKills},
 		{"watch and list", watch},
 		{"remove", remove},
@@ -72,6 +73,7 @@ type Bench struct {
 	Runtime runtime.Runtime
 	Layer   string
 	Pod     runtime.Pod
+	Ground  string // as it was opened
 	Ctx     context.Context
 	dir     string
 }
@@ -98,7 +100,9 @@ func NewBenchWith(t testing.TB, rt runtime.Runtime, layer string, pod runtime.Po
 			t.Error(err)
 		}
 	})
-	b.must(rt.Open(ctx, pod))
+	ground, err := rt.Open(ctx, pod)
+	b.must(err)
+	b.Ground = ground
 	return b
 }
 
@@ -692,6 +696,54 @@ func sharePID(b *Bench) {
 	}
 }
 
+func joinPID(b *Bench) {
+	target := b.Workload("target", "sleep 1234")
+	b.Start(target)
+	guest := b.Workload("guest", "ps; echo mine $$; sleep 5678 & kill -9 $$")
+	guest.JoinPID = &target.ID
+	if out := b.Output(guest); !strings.Contains(out, "sleep 1234") || strings.Contains(out, "mine 1\n") {
+		b.Errorf("the target is not seen: %q", out)
+	}
+	// What the guest left behind goes with it, the target stays.
+	var seen bytes.Buffer
+	if _, err := b.Runtime.Exec(b.Ctx, target.ID, runtime.Exec{Args: []string{"ps"}, Streams: runtime.Streams{Stdout: &seen}}); err != nil {
+		b.Fatal(err)
+	}
+	if strings.Contains(seen.String(), "sleep 5678") || !strings.Contains(seen.String(), "sleep 1234") {
+		b.Errorf("processes: %s", seen.String())
+	}
+
+	// A guest that stays takes programs in, and ends with its target.
+	stays := b.Workload("stays", "sleep 4321")
+	stays.JoinPID = &target.ID
+	b.Start(stays)
+	seen.Reset()
+	if _, err := b.Runtime.Exec(b.Ctx, stays.ID, runtime.Exec{Args: []string{"ps"}, Streams: runtime.Streams{Stdout: &seen}}); err != nil {
+		b.Fatal(err)
+	}
+	if !strings.Contains(seen.String(), "sleep 1234") {
+		b.Errorf("a program in the guest sees %s", seen.String())
+	}
+	b.must(b.Runtime.Signal(b.Ctx, target.ID, syscall.SIGKILL))
+	b.equal("the end of the guest", b.Wait(stays.ID).Signal, syscall.SIGKILL)
+
+	b.Wait(target.ID)
+	for name, c := range map[string]struct {
+		target runtime.ID
+		want   error
+	}{
+		"late":     {target.ID, runtime.ErrNotRunning},
+		"lost":     {runtime.ID{Pod: b.Pod.ID, Name: "nobody"}, runtime.ErrNotFound},
+		"stranger": {runtime.ID{Pod: "another", Name: "target"}, runtime.ErrInvalid},
+	} {
+		w := b.Workload(name, "true")
+		w.JoinPID = &c.target
+		if _, err := b.Runtime.Start(b.Ctx, w); !errors.Is(err, c.want) {
+			b.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+}
+
 func closeKills(b *Bench) {
 	for _, name := range []string{"one", "two"} {
 		b.Start(b.Workload(name, "trap '' TERM; sleep 1000 & sleep 1000"))
@@ -709,8 +761,14 @@ func closeKills(b *Bench) {
 	if _, err := b.Runtime.Start(b.Ctx, b.Workload("late", "true")); !errors.Is(err, runtime.ErrNotFound) {
 		b.Errorf("start in a closed pod: %v", err)
 	}
-	b.must(b.Runtime.Open(b.Ctx, b.Pod))
-	b.must(b.Runtime.Open(b.Ctx, b.Pod))
+	ground, err := b.Runtime.Open(b.Ctx, b.Pod)
+	b.must(err)
+	again, err := b.Runtime.Open(b.Ctx, b.Pod)
+	b.must(err)
+	b.equal("ground that was there", again, ground)
+	if ground == "" || ground == b.Ground {
+		b.Errorf("ground %q after %q", ground, b.Ground)
+	}
 	b.equal("in the pod opened again", b.Output(b.Workload("one", "echo anew")), "anew\n")
 }
 

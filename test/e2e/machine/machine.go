@@ -1,7 +1,8 @@
 // Package machine makes throwaway machines for tests and benchmarks: each has
 // its own network, mounts, processes and data directory, a link to an outside
-// world, and runs the real bin/tutti. Several can run at once; nothing of
-// them outlives the program that made them, however it ends.
+// world, and runs the real bin/tutti. Several can run at once. No process, mount
+// or link of theirs outlives the program that made them, however it ends; a
+// directory and control groups that it could not remove go with the next New.
 package machine
 
 import (
@@ -38,6 +39,7 @@ type Machine struct {
 	Repo string
 
 	temp    string
+	claim   *os.File
 	inside  *holder
 	outside *holder
 	// inherited are the host's mounts: copies, which go when the host's
@@ -51,8 +53,9 @@ func New() (m *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
+	sweep()
 	// A unix socket's path has room for 107 bytes: keep it short.
-	temp, err := os.MkdirTemp("", "tt")
+	temp, err := os.MkdirTemp("", prefix)
 	if err != nil {
 		return nil, err
 	}
@@ -63,6 +66,9 @@ func New() (m *Machine, err error) {
 		}
 	}()
 	if err := os.Chmod(temp, 0o755); err != nil {
+		return nil, err
+	}
+	if m.claim, err = claim(temp); err != nil {
 		return nil, err
 	}
 	if m.inside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
@@ -240,6 +246,9 @@ func (m *Machine) Close() error {
 		}
 	}
 	errs = append(errs, m.removeCgroups(), os.RemoveAll(m.temp))
+	if m.claim != nil {
+		errs = append(errs, m.claim.Close())
+	}
 	return errors.Join(errs...)
 }
 
@@ -274,8 +283,17 @@ func (h *holder) dial(ctx context.Context, network, address string) (net.Conn, e
 
 // Listen listens on the machine.
 func (m *Machine) Listen(network, address string) (net.Listener, error) {
+	return m.inside.listen(network, address)
+}
+
+// ListenOutside listens in the world outside.
+func (m *Machine) ListenOutside(network, address string) (net.Listener, error) {
+	return m.outside.listen(network, address)
+}
+
+func (h *holder) listen(network, address string) (net.Listener, error) {
 	var l net.Listener
-	err := m.inside.inNetwork(func() (err error) {
+	err := h.inNetwork(func() (err error) {
 		l, err = net.Listen(network, address)
 		return err
 	})

@@ -2,11 +2,14 @@ package machine
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -109,6 +112,59 @@ func TestCloseEndsEverything(t *testing.T) {
 	}
 	if _, err := os.Stat(m.temp); !os.IsNotExist(err) {
 		t.Errorf("the directory is still there: %v", err)
+	}
+}
+
+// TestKilledProgramIsSweptUp runs itself again as the program that is killed.
+func TestKilledProgramIsSweptUp(t *testing.T) {
+	const killed = "MACHINE_TEST_KILLED"
+	if os.Getenv(killed) != "" {
+		m := start(t)
+		if err := os.MkdirAll(m.Dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.Sum256([]byte(m.Dir))
+		group := filepath.Join("/sys/fs/cgroup", fmt.Sprintf("tutti-%x", sum[:4]))
+		if _, err := os.Stat("/sys/fs/cgroup/pids"); err == nil { // version 1
+			group = filepath.Join("/sys/fs/cgroup/pids", filepath.Base(group))
+		}
+		if err := os.Mkdir(group, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println(m.temp, group)
+		time.Sleep(time.Minute)
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), killed+"=1")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var temp, group string
+	if _, err := fmt.Fscanln(out, &temp, &group); err != nil {
+		t.Fatal(err)
+	}
+	gone := func(dir string) bool {
+		_, err := os.Stat(dir)
+		return os.IsNotExist(err)
+	}
+	start(t)
+	if gone(temp) || gone(group) {
+		t.Error("a machine in use was swept up")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	start(t)
+	if !gone(temp) || !gone(group) {
+		t.Errorf("%s and %s outlive the program", temp, group)
 	}
 }
 
