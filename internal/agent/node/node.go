@@ -494,22 +494,27 @@ func (n *Node) conditions(s *v1.NodeStatus) {
 		s.Conditions[i] = c
 	}
 	for _, p := range []struct {
-		kind             v1.NodeConditionType
-		short, enough    string
-		shortOf, healthy string
+		short   v1.NodeCondition
+		healthy v1.NodeCondition
 	}{
-		{v1.NodeMemoryPressure, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory",
-			"the machine is short of memory; stop what needs most, or lower --eviction-hard", "the machine has enough memory"},
-		{v1.NodeDiskPressure, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure",
-			"the disk of " + n.DataDir + " is nearly full; make room, or lower --eviction-hard", "the disk has enough room"},
-		{v1.NodePIDPressure, "KubeletHasInsufficientPID", "KubeletHasSufficientPID",
-			"the machine is short of process ids; stop what has most processes, or lower --eviction-hard", "the machine has enough process ids"},
+		{
+			v1.NodeCondition{Type: v1.NodeMemoryPressure, Reason: "KubeletHasInsufficientMemory", Message: "the machine is short of memory; stop what needs most, or lower --eviction-hard"},
+			v1.NodeCondition{Reason: "KubeletHasSufficientMemory", Message: "the machine has enough memory"},
+		},
+		{
+			v1.NodeCondition{Type: v1.NodeDiskPressure, Reason: "KubeletHasDiskPressure", Message: "the disk of the data directory is nearly full; make room, or lower --eviction-hard"},
+			v1.NodeCondition{Reason: "KubeletHasNoDiskPressure", Message: "the disk has enough room"},
+		},
+		{
+			v1.NodeCondition{Type: v1.NodePIDPressure, Reason: "KubeletHasInsufficientPID", Message: "the machine is short of process ids; stop what has most processes, or lower --eviction-hard"},
+			v1.NodeCondition{Reason: "KubeletHasSufficientPID", Message: "the machine has enough process ids"},
+		},
 	} {
-		if n.Pressure != nil && n.Pressure(p.kind) {
-			set(p.kind, true, p.short, p.shortOf)
+		if n.Pressure != nil && n.Pressure(p.short.Type) {
+			set(p.short.Type, true, p.short.Reason, p.short.Message)
 			continue
 		}
-		set(p.kind, false, p.enough, p.healthy)
+		set(p.short.Type, false, p.healthy.Reason, p.healthy.Message)
 	}
 	n.mu.Lock()
 	running, fault := n.running, n.fault
