@@ -25,11 +25,13 @@ import (
 	nodelisters "k8s.io/client-go/listers/node/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+	evictionapi "k8s.io/kubernetes/pkg/kubelet/eviction/api"
 	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 
 	"tutti.dev/tutti/internal/agent/node"
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/podvolume"
+	"tutti.dev/tutti/internal/agent/pressure"
 	"tutti.dev/tutti/internal/agent/probe"
 	"tutti.dev/tutti/internal/agent/translate"
 	"tutti.dev/tutti/internal/agent/volumeplugin"
@@ -39,14 +41,16 @@ import (
 // Agent runs this machine's pods. Make it with New, then Run it once.
 type Agent struct {
 	Config
-	log      *slog.Logger
-	client   kubernetes.Interface
-	machine  translate.Machine
-	node     *node.Node
-	plugins  *volumeplugin.Plugins // nil where Volumes are not the agent's own
-	gate     *gate
-	users    *users
-	recorder record.EventRecorder
+	thresholds []evictionapi.Threshold
+	log        *slog.Logger
+	client     kubernetes.Interface
+	machine    translate.Machine
+	node       *node.Node
+	plugins    *volumeplugin.Plugins // nil where Volumes are not the agent's own
+	gate       *gate
+	pressure   *pressure.Manager // of Run
+	users      *users
+	recorder   record.EventRecorder
 
 	podInformer cache.SharedIndexInformer
 	services    corelisters.ServiceLister
@@ -88,8 +92,12 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
+	thresholds, err := pressure.Parse(c.EvictionHard)
+	if err != nil {
+		return nil, err
+	}
 	a := &Agent{
-		Config: c, log: c.Log, client: client,
+		Config: c, thresholds: thresholds, log: c.Log, client: client,
 		actors: map[string]*actor{}, ended: map[string]bool{}, found: map[string]*leftover{},
 		static: map[types.UID]bool{}, mirrors: map[string]*v1.Pod{},
 	}
@@ -97,7 +105,6 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	for name := range c.Runtimes {
 		handlers = append(handlers, name)
 	}
-	var err error
 	if a.Volumes == nil {
 		a.plugins = volumeplugin.New(volumeplugin.Config{
 			DataDir: c.DataDir, NodeName: c.NodeName, Client: client, Pods: a.pods,
@@ -108,7 +115,7 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 		Name: c.NodeName, Hostname: c.Hostname, IP: c.NodeIP, Client: client, Version: c.Version,
 		MaxPods: c.MaxPods, Port: c.Port, DataDir: c.DataDir, Handlers: handlers, Images: c.Images.List,
 		UserNamespaces: func(handler string) bool { return canMapIDs(a.Runtimes[handler]) == nil },
-		SetRange:       c.Network.SetRange, InUse: a.inUse, Told: a.toldInUse, Log: c.Log,
+		SetRange:       c.Network.SetRange, Pressure: a.short, InUse: a.inUse, Told: a.toldInUse, Log: c.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -176,6 +183,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	recorder := broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: a.NodeName})
 	a.recorder = recorder
 
+	a.watchPressure()
+
 	var listed sync.WaitGroup
 	for rt := range a.distinct() {
 		listed.Add(1)
@@ -213,6 +222,8 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.adopt(ctx)
 			a.node.SetRunning()
 			g.Go(func() error { return a.runPlugins(ctx) })
+			// Who is to be spared is known only now.
+			g.Go(func() error { a.pressure.Run(ctx); return nil })
 		}
 		return nil
 	})
@@ -330,7 +341,6 @@ func (a *Agent) deletePod(o any) {
 
 // forget drops a pod that is finished with, and its logs.
 func (a *Agent) forget(x *actor) {
-	p := x.pod()
 	a.mu.Lock()
 	delete(a.actors, x.uid)
 	if !x.absent {
@@ -338,11 +348,11 @@ func (a *Agent) forget(x *actor) {
 	}
 	a.mu.Unlock()
 	a.leave(x.uid)
-	if kubetypes.IsStaticPod(p) {
+	if p := x.pod(); kubetypes.IsStaticPod(p) {
 		go a.mirror(a.ctx, p)
 	}
-	if err := os.RemoveAll(translate.LogDir(a.DataDir, p.Namespace, p.Name, x.uid)); err != nil {
-		a.log.Warn("cannot remove the logs of a pod", "pod", x.uid, "err", err)
+	if err := x.removeLogs(); err != nil {
+		a.log.Warn("cannot remove what is left of a pod", "pod", x.uid, "err", err)
 	}
 }
 

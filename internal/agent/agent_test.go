@@ -252,6 +252,8 @@ func (m machineImages) Pull(ctx context.Context, name string, _ []image.Auth) (i
 	}
 	return img, err
 }
+func (m machineImages) Reclaim(context.Context, func(int64) bool) (int64, error) { return 0, nil }
+
 func (m machineImages) Hold(context.Context, image.Image, string) ([]string, error) {
 	return []string{"/layer"}, nil
 }

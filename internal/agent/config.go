@@ -53,6 +53,9 @@ type Config struct {
 	// Volumes and Probes are the agent's own when nil.
 	Volumes Volumes
 	Probes  Probes
+	// EvictionHard says what is to be kept free on the machine, as
+	// pressure.Parse reads it; "" is pressure.Default.
+	EvictionHard string
 	// MaxPods is how many pods the machine takes; 0 is 250.
 	MaxPods int
 	// UnsafeSysctls are those that pods may set beside the safe ones; a "*" at

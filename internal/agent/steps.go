@@ -516,6 +516,11 @@ func (x *actor) close(ctx context.Context) error {
 	if err := x.a.Images.Release(ctx, x.uid); err != nil {
 		return fmt.Errorf("release images: %w", err)
 	}
+	if x.evicted() { // its logs may be what fills the disk
+		if err := x.removeLogs(); err != nil {
+			return err
+		}
+	}
 	x.change(func(o *pod.Observed) {
 		o.Closed = true
 		o.Ground, o.Volumes = pod.Part{}, pod.Part{}

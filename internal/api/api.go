@@ -67,6 +67,9 @@ type Settings struct {
 	// Mirrors are other registries whose images the registry fetches and
 	// keeps: HOST or HOST=URL, separated by commas; NoMirrors turns that off.
 	Mirrors string `json:"mirrors,omitempty"`
+	// EvictionHard is what to keep free on the machine before pods are evicted,
+	// as a kubelet's flag of that name has it: memory.available<100Mi,…
+	EvictionHard string `json:"evictionHard,omitempty"`
 	// NodeName is how the cluster calls this machine.
 	NodeName string `json:"nodeName,omitempty"`
 	// ClusterCIDR and ServiceCIDR are where pods and Services get addresses.

@@ -279,6 +279,7 @@ type Stats struct {
 	Memory    int64         // bytes, all
 	WorkSet   int64         // bytes that cannot be reclaimed at once
 	Processes int64
-	// WritableLayer is what the workload has written to its own root, bytes.
-	WritableLayer int64
+	// WritableLayer is what the workload has written to its own root, bytes;
+	// WritableInodes is in how many files and directories.
+	WritableLayer, WritableInodes int64
 }

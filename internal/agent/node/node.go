@@ -71,6 +71,9 @@ type Config struct {
 	// UserNamespaces says whether pods of a handler can have one.
 	UserNamespaces func(handler string) bool
 	Images         func(context.Context) ([]image.Image, error)
+	// Pressure says whether the machine has the condition MemoryPressure,
+	// DiskPressure or PIDPressure; nil is never.
+	Pressure func(v1.NodeConditionType) bool
 	// SetRange takes the range that pods here get their addresses from.
 	SetRange func(context.Context, netip.Prefix) error
 	// InUse are the volumes that must not be detached, if that is known; Told
@@ -521,17 +524,29 @@ func (n *Node) conditions(s *v1.NodeStatus) {
 		}
 		s.Conditions[i] = c
 	}
-	p := readPressure(n.DataDir)
-	short := func(kind v1.NodeConditionType, is bool, what string) {
-		if is {
-			set(kind, true, "KubeletHasInsufficient"+what, "the machine is short of it")
-			return
+	for _, p := range []struct {
+		short   v1.NodeCondition
+		healthy v1.NodeCondition
+	}{
+		{
+			v1.NodeCondition{Type: v1.NodeMemoryPressure, Reason: "KubeletHasInsufficientMemory", Message: "the machine is short of memory; stop what needs most, or lower --eviction-hard"},
+			v1.NodeCondition{Reason: "KubeletHasSufficientMemory", Message: "the machine has enough memory"},
+		},
+		{
+			v1.NodeCondition{Type: v1.NodeDiskPressure, Reason: "KubeletHasDiskPressure", Message: "the disk of the data directory is nearly full; make room, or lower --eviction-hard"},
+			v1.NodeCondition{Reason: "KubeletHasNoDiskPressure", Message: "the disk has enough room"},
+		},
+		{
+			v1.NodeCondition{Type: v1.NodePIDPressure, Reason: "KubeletHasInsufficientPID", Message: "the machine is short of process ids; stop what has most processes, or lower --eviction-hard"},
+			v1.NodeCondition{Reason: "KubeletHasSufficientPID", Message: "the machine has enough process ids"},
+		},
+	} {
+		if n.Pressure != nil && n.Pressure(p.short.Type) {
+			set(p.short.Type, true, p.short.Reason, p.short.Message)
+			continue
 		}
-		set(kind, false, "KubeletHasSufficient"+what, "the machine has enough of it")
+		set(p.short.Type, false, p.healthy.Reason, p.healthy.Message)
 	}
-	short(v1.NodeMemoryPressure, p.memory, "Memory")
-	short(v1.NodeDiskPressure, p.disk, "Disk")
-	short(v1.NodePIDPressure, p.pids, "PID")
 	n.mu.Lock()
 	running, fault := n.running, n.fault
 	n.mu.Unlock()

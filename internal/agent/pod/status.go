@@ -422,6 +422,10 @@ func (d *decider) conditions(s *v1.PodStatus) {
 			s.Conditions = append(s.Conditions, c)
 		}
 	}
+	if e := o.Evicted; e != nil && e.Condition != nil {
+		condition := *e.Condition
+		podutil.UpdatePodCondition(s, &condition)
+	}
 	generation := s.ObservedGeneration
 	status := func(b bool) v1.ConditionStatus {
 		if b {

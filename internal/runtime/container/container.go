@@ -365,31 +365,33 @@ func (r *Runtime) Stats(ctx context.Context, id runtime.ID) (runtime.Stats, erro
 	if err != nil {
 		return runtime.Stats{}, fmt.Errorf("stats of %s: %w", id, convert(err))
 	}
+	bytes, inodes := diskUsage(filepath.Join(r.attemptDir(id), "upper"))
 	return runtime.Stats{
-		Time:          time.Unix(0, s.UnixNano).UTC(),
-		CPU:           time.Duration(s.CpuNanos),
-		Memory:        int64(s.Memory),
-		WorkSet:       int64(s.WorkSet),
-		Processes:     int64(s.Processes),
-		WritableLayer: diskUsage(filepath.Join(r.attemptDir(id), "upper")),
+		Time:           time.Unix(0, s.UnixNano).UTC(),
+		CPU:            time.Duration(s.CpuNanos),
+		Memory:         int64(s.Memory),
+		WorkSet:        int64(s.WorkSet),
+		Processes:      int64(s.Processes),
+		WritableLayer:  bytes,
+		WritableInodes: inodes,
 	}, nil
 }
 
-// diskUsage is what the files below dir occupy; what goes away meanwhile does
-// not count.
-func diskUsage(dir string) (bytes int64) {
+// diskUsage is what dir and the files below it occupy; what goes away
+// meanwhile does not count.
+func diskUsage(dir string) (bytes, inodes int64) {
 	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return nil
 		}
 		if info, err := d.Info(); err == nil {
 			if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-				bytes += stat.Blocks * 512
+				bytes, inodes = bytes+stat.Blocks*512, inodes+1
 			}
 		}
 		return nil
 	})
-	return bytes
+	return bytes, inodes
 }
 
 func (r *Runtime) attemptDir(id runtime.ID) string {
