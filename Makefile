@@ -1,4 +1,4 @@
-# The words that people and scripts rely on: deps build up tools test test-long test-v2 test-boot fuzz conformance bench notices vet linkproof clean.
+# The words that people and scripts rely on: deps build up tools test test-long test-v2 test-boot chaos fuzz conformance bench notices vet linkproof clean.
 
 # Every go command runs with the same flags, so that one cache serves them all.
 export GOFLAGS     := -trimpath -buildvcs=false
@@ -57,6 +57,8 @@ $(addprefix dist/tools/,$(TOOLS)): dist/tools/%: test/tools/%/go.mod
 
 dist/tools/operator: $(wildcard test/tools/operator/*.go)
 
+dist/tools/csidriver: test/tools/csidriver/main.go
+
 # Of what Prometheus can discover, only Kubernetes: its own tags leave out the clouds.
 TAGS_prometheus := remove_all_sd enable_kubernetes_sd
 
@@ -100,7 +102,14 @@ test-e2e: build images tools
 	go test -short -v -p 1 -count=1 -timeout 30m ./test/e2e/...
 
 test-long: deps build images tools
-	go test -count=1 -timeout 90m ./test/e2e/...
+	go test -count=1 -timeout 150m ./test/e2e/...
+
+# Server and keeper are killed at random while pods come and go: KILLS times,
+# by the plan that SEED gives if it is set. A blow takes about five seconds.
+KILLS ?= 200
+.PHONY: chaos
+chaos: deps build
+	TUTTI_CHAOS_KILLS=$(KILLS) TUTTI_CHAOS_SEED=$(SEED) go test -count=1 -v -timeout 120m -run '^TestChaos$$' ./test/e2e
 
 # A minute for each thing that reads foreign bytes; FUZZ_TIME says how long.
 # What is found stays in the package's testdata, and is a test from then on.

@@ -39,7 +39,7 @@ type actor struct {
 
 	wake  chan struct{}
 	done  chan struct{} // closed when the loop has ended
-	still chan struct{} // closed when the pod was halted and nothing runs
+	still chan struct{} // closed when the pod was halted or evicted and nothing runs
 
 	mu     sync.Mutex
 	o      pod.Observed
@@ -194,7 +194,7 @@ func (x *actor) run(ctx context.Context) {
 	for {
 		x.mu.Lock()
 		d, before := x.decide()
-		p, halt, gone := x.o.Pod, x.o.Halt, x.o.Gone
+		p, halt, gone, evicted := x.o.Pod, x.o.Halt, x.o.Gone, x.o.Evicted != nil
 		x.mu.Unlock()
 		told := p
 		if kubetypes.IsStaticPod(p) {
@@ -208,7 +208,7 @@ func (x *actor) run(ctx context.Context) {
 				x.status.put(ctx, d.Status)
 			}
 		}
-		if d.Still && halt {
+		if d.Still && (halt || evicted) {
 			x.halted()
 		}
 		if podutil.IsPodPhaseTerminal(d.Status.Phase) {

@@ -27,8 +27,8 @@ type gate struct {
 	taken map[string]*v1.Pod // by UID, as their resources count
 }
 
-func newGate(ctx context.Context, node func() *v1.Node) (*gate, error) {
-	sysctls, err := sysctl.NewAllowlist(sysctl.SafeSysctlAllowlist(ctx))
+func newGate(ctx context.Context, node func() *v1.Node, unsafeSysctls []string) (*gate, error) {
+	sysctls, err := sysctl.NewAllowlist(append(sysctl.SafeSysctlAllowlist(ctx), unsafeSysctls...))
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +37,7 @@ func newGate(ctx context.Context, node func() *v1.Node) (*gate, error) {
 		lifecycle.NewAdmissionFailureHandlerStub(),
 		func(*schedulerframework.NodeInfo, *lifecycle.PodAdmitAttributes) error { return nil },
 	)
-	return &gate{rules: []lifecycle.PodAdmitHandler{sysctls, fits}, taken: map[string]*v1.Pod{}}, nil
+	return &gate{rules: []lifecycle.PodAdmitHandler{sysctls, lifecycle.NewAppArmorAdmitHandler(apparmor.NewValidator()), fits}, taken: map[string]*v1.Pod{}}, nil
 }
 
 // take admits a pod or says why not. One that runs already is admitted.
@@ -63,9 +63,6 @@ func (g *gate) ask(p *v1.Pod, op lifecycle.Operation) *pod.Refusal {
 			at.OtherPods = append(at.OtherPods, other)
 		}
 	}
-	if wantsAppArmor(p) {
-		return &pod.Refusal{Reason: "AppArmor", Message: "AppArmor is not supported by tutti yet; leave appArmorProfile out, or set it to Unconfined"}
-	}
 	if op == lifecycle.AddOperation {
 		if err := cannot(p, selinux.GetEnabled()); err != nil {
 			return &pod.Refusal{Reason: lifecycle.PodFeatureUnsupported, Message: err.Error()}
@@ -77,15 +74,6 @@ func (g *gate) ask(p *v1.Pod, op lifecycle.Operation) *pod.Refusal {
 		}
 	}
 	return nil
-}
-
-// wantsAppArmor says whether a container relies on a confinement that it would
-// not get.
-func wantsAppArmor(p *v1.Pod) bool {
-	return !podutil.VisitContainers(&p.Spec, podutil.AllContainers, func(c *v1.Container, _ podutil.ContainerType) bool {
-		profile := apparmor.GetProfile(p, c)
-		return profile == nil || profile.Type == v1.AppArmorProfileTypeUnconfined
-	})
 }
 
 // cannot says what of the pod would otherwise be ignored. confined says that

@@ -15,10 +15,9 @@ import (
 func TestRefusals(t *testing.T) {
 	g, err := newGate(t.Context(), func() *v1.Node {
 		return &v1.Node{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{v1.LabelOSStable: "linux"}}, Status: v1.NodeStatus{
-			Features:    &v1.NodeFeatures{SupplementalGroupsPolicy: new(bool)},
 			Allocatable: v1.ResourceList{v1.ResourceCPU: resource.MustParse("1"), v1.ResourcePods: resource.MustParse("9")},
 		}}
-	})
+	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,10 +33,6 @@ func TestRefusals(t *testing.T) {
 		"os": {func(p *v1.Pod) { p.Spec.OS = &v1.PodOS{Name: v1.Windows} }, "PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"},
 		"resourceClaims": {func(p *v1.Pod) { p.Spec.ResourceClaims = []v1.PodResourceClaim{{Name: "gpu"}} }, "PodFeatureUnsupported",
 			"devices of resource claims are not supported by tutti yet; leave resourceClaims out"},
-		"supplementalGroupsPolicy": {func(p *v1.Pod) {
-			strict := v1.SupplementalGroupsPolicyStrict
-			p.Spec.SecurityContext = &v1.PodSecurityContext{SupplementalGroupsPolicy: &strict}
-		}, "SupplementalGroupsPolicyNotSupported", "SupplementalGroupsPolicy=Strict is not supported in this node"},
 		"sysctls": {func(p *v1.Pod) {
 			p.Spec.SecurityContext = &v1.PodSecurityContext{Sysctls: []v1.Sysctl{{Name: "kernel.msgmax", Value: "1"}}}
 		}, "SysctlForbidden", `forbidden sysctl: "kernel.msgmax" not allowlisted`},
@@ -68,4 +63,27 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("where SELinux is off: %v", err)
 		}
 	})
+}
+
+// Pods may set what is safe, and what the setting allows besides.
+func TestSysctlsOfPods(t *testing.T) {
+	node := &v1.Node{Status: v1.NodeStatus{Allocatable: v1.ResourceList{v1.ResourcePods: resource.MustParse("9")}}}
+	g, err := newGate(t.Context(), func() *v1.Node { return node }, []string{"net.core.somaxconn", "kernel.msg*"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, allowed := range map[string]bool{
+		"kernel.shm_rmid_forced": true, "net.core.somaxconn": true, "kernel.msgmax": true, "net/core/somaxconn": true,
+		"net.core.rmem_max": false, "kernel.sem": false, "vm.swappiness": false,
+	} {
+		r := g.take(&v1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u", Name: "p"}, Spec: v1.PodSpec{
+			SecurityContext: &v1.PodSecurityContext{Sysctls: []v1.Sysctl{{Name: name, Value: "1"}}},
+		}}, false)
+		if allowed && r != nil || !allowed && (r == nil || r.Reason != "SysctlForbidden") {
+			t.Errorf("%s: %+v, allowed %t", name, r, allowed)
+		}
+	}
+	if _, err := newGate(t.Context(), func() *v1.Node { return node }, []string{"vm.*"}); err == nil {
+		t.Error("a setting of the machine is allowed")
+	}
 }

@@ -25,25 +25,32 @@ import (
 	nodelisters "k8s.io/client-go/listers/node/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+	evictionapi "k8s.io/kubernetes/pkg/kubelet/eviction/api"
 	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 
 	"tutti.dev/tutti/internal/agent/node"
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/podvolume"
+	"tutti.dev/tutti/internal/agent/pressure"
 	"tutti.dev/tutti/internal/agent/probe"
 	"tutti.dev/tutti/internal/agent/translate"
+	"tutti.dev/tutti/internal/agent/volumeplugin"
 	"tutti.dev/tutti/internal/runtime"
 )
 
 // Agent runs this machine's pods. Make it with New, then Run it once.
 type Agent struct {
 	Config
-	log      *slog.Logger
-	client   kubernetes.Interface
-	machine  translate.Machine
-	node     *node.Node
-	gate     *gate
-	recorder record.EventRecorder
+	thresholds []evictionapi.Threshold
+	log        *slog.Logger
+	client     kubernetes.Interface
+	machine    translate.Machine
+	node       *node.Node
+	plugins    *volumeplugin.Plugins // nil where Volumes are not the agent's own
+	gate       *gate
+	pressure   *pressure.Manager // of Run
+	users      *users
+	recorder   record.EventRecorder
 
 	podInformer cache.SharedIndexInformer
 	services    corelisters.ServiceLister
@@ -85,8 +92,12 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
+	thresholds, err := pressure.Parse(c.EvictionHard)
+	if err != nil {
+		return nil, err
+	}
 	a := &Agent{
-		Config: c, log: c.Log, client: client,
+		Config: c, thresholds: thresholds, log: c.Log, client: client,
 		actors: map[string]*actor{}, ended: map[string]bool{}, found: map[string]*leftover{},
 		static: map[types.UID]bool{}, mirrors: map[string]*v1.Pod{},
 	}
@@ -94,18 +105,25 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	for name := range c.Runtimes {
 		handlers = append(handlers, name)
 	}
-	var err error
+	if a.Volumes == nil {
+		a.plugins = volumeplugin.New(volumeplugin.Config{
+			DataDir: c.DataDir, NodeName: c.NodeName, Client: client, Pods: a.pods,
+			Node: func() *v1.Node { return a.node.Node() }, Report: func() { a.node.Report() }, Log: c.Log,
+		})
+	}
 	a.node, err = node.New(node.Config{
 		Name: c.NodeName, Hostname: c.Hostname, IP: c.NodeIP, Client: client, Version: c.Version,
 		MaxPods: c.MaxPods, Port: c.Port, DataDir: c.DataDir, Handlers: handlers, Images: c.Images.List,
-		SetRange: c.Network.SetRange, Log: c.Log,
+		UserNamespaces: func(handler string) bool { return canMapIDs(a.Runtimes[handler]) == nil },
+		SetRange:       c.Network.SetRange, Pressure: a.short, InUse: a.inUse, Told: a.toldInUse, Log: c.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if a.gate, err = newGate(context.Background(), a.node.Node); err != nil {
+	if a.gate, err = newGate(context.Background(), a.node.Node, c.UnsafeSysctls); err != nil {
 		return nil, err
 	}
+	a.users = newUsers(a)
 	memory := a.node.Node().Status.Capacity[v1.ResourceMemory]
 	a.machine = translate.Machine{MemoryBytes: memory.Value(), DataDir: c.DataDir}
 	if a.Probes == nil {
@@ -115,8 +133,8 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 		a.Volumes = podvolume.NewManager(podvolume.Config{
 			Dir: c.DataDir, Client: client, NodeName: c.NodeName, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain,
 			Allocatable: func() v1.ResourceList { return a.node.Node().Status.Allocatable },
-			Image:       a.imageVolume,
 			Event:       func(p *v1.Pod, kind, reason, message string) { a.event(p, "", kind, reason, message) },
+			Plugins:     a.plugins,
 			Log:         c.Log,
 		})
 	}
@@ -165,6 +183,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	recorder := broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: a.NodeName})
 	a.recorder = recorder
 
+	a.watchPressure()
+
 	var listed sync.WaitGroup
 	for rt := range a.distinct() {
 		listed.Add(1)
@@ -201,10 +221,48 @@ func (a *Agent) Run(ctx context.Context) error {
 		if cache.WaitForCacheSync(ctx.Done(), handler.HasSynced) {
 			a.adopt(ctx)
 			a.node.SetRunning()
+			g.Go(func() error { return a.runPlugins(ctx) })
+			// Who is to be spared is known only now.
+			g.Go(func() error { a.pressure.Run(ctx); return nil })
 		}
 		return nil
 	})
 	return g.Wait()
+}
+
+// runPlugins makes the volumes that others provide.
+func (a *Agent) runPlugins(ctx context.Context) error {
+	if a.plugins == nil {
+		return nil
+	}
+	select {
+	case <-a.node.Ready(): // they write to it
+		return a.plugins.Run(ctx, a.recorder)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+func (a *Agent) inUse() ([]v1.UniqueVolumeName, bool) {
+	if a.plugins == nil {
+		return nil, false
+	}
+	return a.plugins.InUse()
+}
+
+func (a *Agent) toldInUse(names []v1.UniqueVolumeName) {
+	if a.plugins != nil {
+		a.plugins.Told(names)
+	}
+}
+
+// pods are this machine's as they are run here.
+func (a *Agent) pods() []*v1.Pod {
+	var list []*v1.Pod
+	for _, x := range a.all() {
+		list = append(list, x.pod())
+	}
+	return list
 }
 
 // distinct are the runtimes, each once.
@@ -283,7 +341,6 @@ func (a *Agent) deletePod(o any) {
 
 // forget drops a pod that is finished with, and its logs.
 func (a *Agent) forget(x *actor) {
-	p := x.pod()
 	a.mu.Lock()
 	delete(a.actors, x.uid)
 	if !x.absent {
@@ -291,11 +348,11 @@ func (a *Agent) forget(x *actor) {
 	}
 	a.mu.Unlock()
 	a.leave(x.uid)
-	if kubetypes.IsStaticPod(p) {
+	if p := x.pod(); kubetypes.IsStaticPod(p) {
 		go a.mirror(a.ctx, p)
 	}
-	if err := os.RemoveAll(translate.LogDir(a.DataDir, p.Namespace, p.Name, x.uid)); err != nil {
-		a.log.Warn("cannot remove the logs of a pod", "pod", x.uid, "err", err)
+	if err := x.removeLogs(); err != nil {
+		a.log.Warn("cannot remove what is left of a pod", "pod", x.uid, "err", err)
 	}
 }
 
@@ -356,9 +413,14 @@ func (a *Agent) adopt(ctx context.Context) {
 	for _, at := range attached {
 		gone(at.ID, "", "", nil)
 	}
-	dirs, _ := os.ReadDir(filepath.Join(a.DataDir, "pods"))
-	for _, d := range dirs {
-		gone(d.Name(), "", "", nil)
+	for _, room := range []string{"pods", "memory"} {
+		dirs, _ := os.ReadDir(filepath.Join(a.DataDir, room))
+		for _, d := range dirs {
+			gone(d.Name(), "", "", nil)
+		}
+	}
+	for _, holder := range a.Images.Holders() {
+		gone(holder, "", "", nil)
 	}
 }
 

@@ -53,8 +53,14 @@ type Config struct {
 	// Volumes and Probes are the agent's own when nil.
 	Volumes Volumes
 	Probes  Probes
+	// EvictionHard says what is to be kept free on the machine, as
+	// pressure.Parse reads it; "" is pressure.Default.
+	EvictionHard string
 	// MaxPods is how many pods the machine takes; 0 is 250.
 	MaxPods int
+	// UnsafeSysctls are those that pods may set beside the safe ones; a "*" at
+	// the end of one stands for anything.
+	UnsafeSysctls []string
 	// Port is where the kubelet's endpoints are served; 0 is 10250. CertFile
 	// and KeyFile are their certificate, ClientCAFile the authority of their
 	// clients; without a certificate they are not served.
@@ -82,6 +88,10 @@ type Network interface {
 type Volumes interface {
 	// Prepare makes all volumes of the pod ready, or says why one is not yet.
 	Prepare(ctx context.Context, p *v1.Pod) error
+	// MountImage makes an image's layers, lowest first, the volume of that name.
+	MountImage(uid types.UID, name string, layers []string) error
+	// Devices are the block devices that a container of a prepared pod gets.
+	Devices(p *v1.Pod, c *v1.Container) ([]runtime.Device, error)
 	// Mounts are those of one run of a container of a prepared pod.
 	Mounts(p *v1.Pod, c *v1.Container, attempt int, env, podIPs []string) ([]runtime.Mount, error)
 	// Remove takes the pod's volumes from the machine; unknown is no error.

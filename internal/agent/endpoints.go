@@ -16,7 +16,9 @@ import (
 	"k8s.io/utils/ptr"
 
 	"tutti.dev/tutti/internal/agent/pod"
+	"tutti.dev/tutti/internal/agent/pressure"
 	"tutti.dev/tutti/internal/agent/serve"
+	"tutti.dev/tutti/internal/agent/translate"
 	"tutti.dev/tutti/internal/runtime"
 )
 
@@ -60,6 +62,8 @@ func (a *Agent) configuration() kubeletconfig.KubeletConfiguration {
 		ClusterDomain: a.ClusterDomain,
 		ClusterDNS:    []string{a.ClusterDNS.String()},
 		MaxPods:       int32(a.MaxPods),
+		PodPidsLimit:  ptr.To[int64](translate.PodPids),
+		EvictionHard:  pressure.Map(a.thresholds),
 		CgroupDriver:  "cgroupfs",
 		FailSwapOn:    ptr.To(false),
 	}

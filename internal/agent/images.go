@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/distribution/reference"
@@ -16,12 +17,15 @@ import (
 	"tutti.dev/tutti/internal/image"
 )
 
-// getImage finds a container's image, pulls it if its policy wants that, and
-// holds it for the pod.
+// getImage finds a container's image and those that are volumes of it, pulls
+// them if their policies want that, and holds them for the pod.
 func (x *actor) getImage(ctx context.Context, s pod.Step) {
 	p := x.desired()
 	c, _ := containerOf(p, s.Container)
 	img, layers, err := x.a.holdImage(ctx, p, c.Name, c.Image, c.ImagePullPolicy)
+	if err == nil {
+		err = x.mountImages(ctx, p, c)
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return
@@ -42,10 +46,22 @@ func (x *actor) getImage(ctx context.Context, s pod.Step) {
 	x.container(s.ID, func(k *pod.Container) { k.Image, k.ImageID, k.Fault = true, imageID(img), nil })
 }
 
-// imageVolume finds the image of a volume as it would be for a container.
-func (a *Agent) imageVolume(ctx context.Context, p *v1.Pod, name string, policy v1.PullPolicy) ([]string, error) {
-	_, layers, err := a.holdImage(ctx, p, "", name, policy)
-	return layers, err
+// mountImages makes those volumes of a container that are images.
+func (x *actor) mountImages(ctx context.Context, p *v1.Pod, c *v1.Container) error {
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		if v.Image == nil || !slices.ContainsFunc(c.VolumeMounts, func(m v1.VolumeMount) bool { return m.Name == v.Name }) {
+			continue
+		}
+		_, layers, err := x.a.holdImage(ctx, p, c.Name, v.Image.Reference, v.Image.PullPolicy)
+		if err != nil {
+			return err
+		}
+		if err := x.a.Volumes.MountImage(p.UID, v.Name, layers); err != nil {
+			return &imageProblem{err, pod.ReasonErrImagePull, startFirst}
+		}
+	}
+	return nil
 }
 
 // imageProblem is why there is no image when it is not the pull that failed.

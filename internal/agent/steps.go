@@ -104,10 +104,11 @@ func (x *actor) lasts(p *pod.Part) bool {
 // openGround attaches the pod to the network and opens it in its runtime.
 func (x *actor) openGround(ctx context.Context) error {
 	p := x.desired()
-	if p.Spec.HostUsers != nil && !*p.Spec.HostUsers {
-		return errors.New("user namespaces are not supported by tutti yet; leave hostUsers out")
-	}
 	rt, err := x.runtime()
+	if err != nil {
+		return err
+	}
+	ids, err := x.a.users.of(p, rt)
 	if err != nil {
 		return err
 	}
@@ -120,6 +121,13 @@ func (x *actor) openGround(ctx context.Context) error {
 		if err := x.a.node.WaitRange(ctx); err != nil {
 			return fmt.Errorf("wait for this node's range of pod addresses: %w", err)
 		}
+		if ids.Size > 0 {
+			// It must be made in the pod's user namespace.
+			n.NetNS, err = rt.(runtime.UserNamespaces).OpenNamespaces(ctx, runtime.Pod{ID: x.uid, IDs: ids})
+			if err != nil {
+				return err
+			}
+		}
 		at, err := x.a.Network.Attach(ctx, n)
 		if err != nil {
 			return fmt.Errorf("attach to the pod network: %w", err)
@@ -131,7 +139,9 @@ func (x *actor) openGround(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ground, err := rt.Open(ctx, translate.Pod(p, hostname, netns))
+	asked := translate.Pod(p, hostname, netns)
+	asked.IDs = ids
+	ground, err := rt.Open(ctx, asked)
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
@@ -215,13 +225,17 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, s pod.St
 	if err != nil {
 		return pod.ReasonConfig, err
 	}
+	devices, err := x.a.Volumes.Devices(p, c)
+	if err != nil {
+		return pod.ReasonConfig, err
+	}
 	target, err := x.target(p, c.Name)
 	if err != nil {
 		return pod.ReasonConfig, err
 	}
 	w, err := translate.Workload(translate.Input{
 		Pod: p, Container: c, Attempt: id.Attempt, Round: s.Round, Image: img.Image, ImageID: imageID(img.Image), Ground: ground, Layers: img.layers,
-		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, JoinPID: target,
+		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, Devices: devices, JoinPID: target,
 	}, x.a.machine)
 	if err != nil {
 		return pod.ReasonConfig, err
@@ -516,6 +530,7 @@ func (x *actor) close(ctx context.Context) error {
 			return fmt.Errorf("close: %w", err)
 		}
 	}
+	x.a.users.release(x.uid)
 	if err := x.a.Volumes.Remove(ctx, p.UID); err != nil {
 		return fmt.Errorf("remove volumes: %w", err)
 	}
@@ -526,6 +541,11 @@ func (x *actor) close(ctx context.Context) error {
 	}
 	if err := x.a.Images.Release(ctx, x.uid); err != nil {
 		return fmt.Errorf("release images: %w", err)
+	}
+	if x.evicted() { // its logs may be what fills the disk
+		if err := x.removeLogs(); err != nil {
+			return err
+		}
 	}
 	x.change(func(o *pod.Observed) {
 		o.Closed = true

@@ -67,9 +67,15 @@ type Settings struct {
 	// Mirrors are other registries whose images the registry fetches and
 	// keeps: HOST or HOST=URL, separated by commas; NoMirrors turns that off.
 	Mirrors string `json:"mirrors,omitempty"`
+	// EvictionHard is what to keep free on the machine before pods are evicted,
+	// as a kubelet's flag of that name has it: memory.available<100Mi,…
+	EvictionHard string `json:"evictionHard,omitempty"`
 	// NodeName is how the cluster calls this machine.
 	NodeName string `json:"nodeName,omitempty"`
 	// ClusterCIDR and ServiceCIDR are where pods and Services get addresses.
 	ClusterCIDR string `json:"clusterCIDR,omitempty"`
 	ServiceCIDR string `json:"serviceCIDR,omitempty"`
+	// UnsafeSysctls are the kernel's settings that pods may change for
+	// themselves beside the safe ones, separated by commas: net.core.*
+	UnsafeSysctls string `json:"unsafeSysctls,omitempty"`
 }

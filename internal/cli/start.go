@@ -174,9 +174,11 @@ func settingsFlags(f *pflag.FlagSet, s *api.Settings) {
 	f.IntVar(&s.Port, "port", 0, "port of the API (default 6443)")
 	f.IntVar(&s.RegistryPort, "registry-port", 0, "port of the image registry, -1 for none (default 5000)")
 	f.StringVar(&s.Mirrors, "mirrors", "", "registries to fetch images of once for all, and keep: HOST[=URL],… such as docker.io, or none")
+	f.StringVar(&s.EvictionHard, "eviction-hard", "", "what to keep free before pods are evicted: SIGNAL<QUANTITY,… or none (default memory.available<100Mi,nodefs.available<10%,…)")
 	f.StringVar(&s.NodeName, "node-name", "", "name of this machine in the cluster (default its host name)")
 	f.StringVar(&s.ClusterCIDR, "cluster-cidr", "", "addresses of pods (default 10.42.0.0/16)")
 	f.StringVar(&s.ServiceCIDR, "service-cidr", "", "addresses of Services (default 10.43.0.0/16)")
+	f.StringVar(&s.UnsafeSysctls, "allowed-unsafe-sysctls", "", "kernel settings that pods may change for themselves beside the safe ones: net.core.somaxconn,kernel.msg*")
 }
 
 // arguments is settingsFlags the other way.
@@ -195,8 +197,10 @@ func arguments(s api.Settings) []string {
 		add("registry-port", strconv.Itoa(s.RegistryPort))
 	}
 	add("mirrors", s.Mirrors)
+	add("eviction-hard", s.EvictionHard)
 	add("node-name", s.NodeName)
 	add("cluster-cidr", s.ClusterCIDR)
 	add("service-cidr", s.ServiceCIDR)
+	add("allowed-unsafe-sysctls", s.UnsafeSysctls)
 	return args
 }

@@ -115,6 +115,7 @@ func localStorage() *applystorage.StorageClassApplyConfiguration {
 		WithAnnotations(map[string]string{"storageclass.kubernetes.io/is-default-class": "true"}).
 		WithProvisioner(Provisioner).
 		WithReclaimPolicy(corev1.PersistentVolumeReclaimDelete).
+		WithAllowVolumeExpansion(true).
 		WithVolumeBindingMode(storagev1.VolumeBindingWaitForFirstConsumer)
 }
 
@@ -148,6 +149,7 @@ func ownRoles() []*applyrbac.ClusterRoleApplyConfiguration {
 		applyrbac.ClusterRole(VolumesUser).WithRules(
 			rule([]string{""}, []string{"persistentvolumes"}, "get", "list", "watch", "create", "update", "patch", "delete"),
 			rule([]string{""}, []string{"persistentvolumeclaims"}, "get", "list", "watch", "update", "patch"),
+			rule([]string{""}, []string{"persistentvolumeclaims/status"}, "update"),
 			rule([]string{""}, []string{"nodes"}, "get", "list", "watch"),
 			rule([]string{"storage.k8s.io"}, []string{"storageclasses"}, "get", "list", "watch"),
 			rule([]string{"", "events.k8s.io"}, []string{"events"}, "create", "update", "patch"),

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path"
 	"time"
 
 	"github.com/distribution/reference"
@@ -13,9 +14,11 @@ import (
 
 	"tutti.dev/tutti/internal/agent"
 	"tutti.dev/tutti/internal/agent/provisioner"
+	"tutti.dev/tutti/internal/agent/translate"
 	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/controlplane"
 	"tutti.dev/tutti/internal/dns"
+	"tutti.dev/tutti/internal/host/cgroup"
 	"tutti.dev/tutti/internal/image"
 	"tutti.dev/tutti/internal/keeper"
 	"tutti.dev/tutti/internal/keeper/embedded"
@@ -104,6 +107,9 @@ func (s *server) startKeeper(ctx context.Context) error {
 		return err
 	}
 	s.parts.opened("keeper", func() error { s.rooms.keeper.Close(); return nil })
+	if err := embedded.Prune(s.join("bin"), binary); err != nil {
+		s.log.Warn("old keepers stay on the disk", "err", err)
+	}
 	return nil
 }
 
@@ -167,6 +173,9 @@ func (s *server) startAgent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := cgroup.Make(path.Join(cgroupRoot(s.dir), translate.BestEffort), cgroup.Limits{CPUShares: translate.BestEffortShares}); err != nil {
+		return err
+	}
 	certificates := s.rooms.control.NodeCertificates()
 	a, err := agent.New(agent.Config{
 		NodeName: s.settings.NodeName, NodeIP: s.nodeIP, DataDir: string(s.dir),
@@ -175,6 +184,7 @@ func (s *server) startAgent(ctx context.Context) error {
 		Runtimes: map[string]runtime.Runtime{"": containers, "container": containers},
 		Images:   s.rooms.images, RegistryAuth: s.rooms.registryAuth, Network: s.rooms.network, Version: api.Version,
 		Port: agentPort, CertFile: certificates.CertFile, KeyFile: certificates.KeyFile, ClientCAFile: certificates.ClientCAFile,
+		EvictionHard: s.settings.EvictionHard, UnsafeSysctls: unsafeSysctls(s.settings),
 		Log: s.log.With("room", "agent"),
 	})
 	if err != nil {

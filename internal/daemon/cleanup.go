@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"tutti.dev/tutti/internal/agent/volumeplugin"
 	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/host/cgroup"
 	"tutti.dev/tutti/internal/host/mount"
@@ -46,6 +47,9 @@ func Cleanup(ctx context.Context, dir api.DataDir, purge bool, log *slog.Logger)
 	try("mounts", unmountIn(string(dir)))
 	if _, err := os.Stat(in("network")); err == nil {
 		try("the network", network.Purge(ctx, in("network")))
+	}
+	if purge {
+		try("the name of the kubelet's directory", volumeplugin.RemoveLink(string(dir)))
 	}
 	if err := errors.Join(errs...); err != nil || !purge {
 		return err

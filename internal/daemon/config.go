@@ -14,6 +14,7 @@ import (
 	"github.com/distribution/reference"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"tutti.dev/tutti/internal/agent/pressure"
 	"tutti.dev/tutti/internal/api"
 )
 
@@ -93,7 +94,9 @@ func overlay(s *api.Settings, with api.Settings) {
 	set(&s.NodeName, with.NodeName)
 	set(&s.ClusterCIDR, with.ClusterCIDR)
 	set(&s.ServiceCIDR, with.ServiceCIDR)
+	set(&s.UnsafeSysctls, with.UnsafeSysctls)
 	set(&s.Mirrors, with.Mirrors)
+	set(&s.EvictionHard, with.EvictionHard)
 	if with.Port != 0 {
 		s.Port = with.Port
 	}
@@ -115,6 +118,9 @@ func validate(s api.Settings) error {
 	}
 	if len(mirrors) > 0 && s.RegistryPort == api.NoRegistry {
 		return fmt.Errorf("--mirrors needs the registry, which --registry-port %d turns off; leave out one of them", api.NoRegistry)
+	}
+	if _, err := pressure.Parse(s.EvictionHard); err != nil {
+		return err
 	}
 	if s.Address != "" {
 		if _, err := netip.ParseAddr(s.Address); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strings"
 
 	"tutti.dev/tutti/internal/api"
 )
@@ -32,6 +33,11 @@ func cgroupRoot(dir api.DataDir) string {
 	}
 	sum := sha256.Sum256([]byte(filepath.Clean(string(dir))))
 	return "tutti-" + hex.EncodeToString(sum[:4])
+}
+
+// unsafeSysctls are those that the settings allow.
+func unsafeSysctls(s api.Settings) []string {
+	return strings.FieldsFunc(s.UnsafeSysctls, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 // nodeAddress is this machine's address for others: the source of what goes

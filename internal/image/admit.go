@@ -38,7 +38,8 @@ const maxDescription = 8 << 20
 
 // admit walks what target points at for this machine's platform, makes sure of
 // each blob with fetch, unpacks the layers and gives the result its name.
-func (l *Local) admit(ctx context.Context, named reference.Named, target ocispec.Descriptor, p *progress, fetch images.HandlerFunc) (Image, error) {
+// pulled says that a registry has it.
+func (l *Local) admit(ctx context.Context, named reference.Named, target ocispec.Descriptor, pulled bool, p *progress, fetch images.HandlerFunc) (Image, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	unpacker, err := unpack.NewUnpacker(ctx, l.content,
@@ -65,7 +66,7 @@ func (l *Local) admit(ctx context.Context, named reference.Named, target ocispec
 		return Image{}, err
 	}
 	p.update(func(now *Progress) { now.Layers = now.TotalLayers })
-	return l.record(ctx, named, target)
+	return l.record(ctx, named, target, pulled)
 }
 
 // firstCause returns the error that is not merely the echo of the other.
@@ -158,16 +159,20 @@ func (l *Local) present(ctx context.Context, desc ocispec.Descriptor) ([]ocispec
 	return nil, err
 }
 
-// record gives an unpacked image its name, in place of what had it before.
-func (l *Local) record(ctx context.Context, named reference.Named, target ocispec.Descriptor) (Image, error) {
+// record gives an unpacked image its name, in place of what had it before. To
+// pull what was loaded by hand already does not make it less worth keeping.
+func (l *Local) record(ctx context.Context, named reference.Named, target ocispec.Descriptor, pulled bool) (Image, error) {
 	l.change.Lock()
 	defer l.change.Unlock()
 	img := images.Image{Name: named.String(), Target: ocispec.Descriptor{
 		MediaType: target.MediaType, Digest: target.Digest, Size: target.Size}}
+	if pulled {
+		img.Labels = map[string]string{pulledLabel: "true"}
+	}
 	l.mu.Lock()
 	before := l.images[img.Name]
 	l.mu.Unlock()
-	if before != nil && before.Digest == target.Digest.String() {
+	if before != nil && before.Digest == target.Digest.String() && (pulled || !before.pulled) {
 		return before.Image, nil
 	}
 	stored, err := l.names.Create(ctx, img)
@@ -196,7 +201,7 @@ func (l *Local) describe(ctx context.Context, img images.Image) (*entry, []strin
 	if err != nil {
 		return nil, nil, err
 	}
-	e := &entry{repository: named.Name(), manifest: img.Target.Digest.String()}
+	e := &entry{repository: named.Name(), manifest: img.Target.Digest.String(), pulled: img.Labels[pulledLabel] != ""}
 	size := img.Target.Size
 	desc := img.Target
 	if images.IsIndexType(desc.MediaType) {

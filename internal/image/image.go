@@ -64,5 +64,11 @@ type Store interface {
 	// returns the layer directories, lowest first. Idempotent per (holder, image).
 	Hold(ctx context.Context, img Image, holder string) (layers []string, err error)
 	Release(ctx context.Context, holder string) error
+	// Holders are those that hold images, also since before this process.
+	Holders() []string
 	List(ctx context.Context) ([]Image, error)
+	// Reclaim removes images that can be pulled again and that nobody holds,
+	// the least recently used first, until enough says so of the bytes of
+	// content freed so far, or there are no more.
+	Reclaim(ctx context.Context, enough func(freed int64) bool) (freed int64, err error)
 }

@@ -51,7 +51,7 @@ func (l *Local) Load(ctx context.Context, r io.Reader) (loaded []Image, err erro
 			continue
 		}
 		names++
-		img, err := l.admit(ctx, named, m, p, l.present)
+		img, err := l.admit(ctx, named, m, false, p, l.present)
 		if err != nil {
 			return loaded, l.archiveError(ctx, doing+": "+named.String(), nil, err)
 		}
@@ -125,7 +125,7 @@ func (l *Local) Import(ctx context.Context, name string, r io.Reader, cfg Config
 	target, err := l.compose(ctx, layer, diffID, cfg)
 	if err == nil {
 		var img Image
-		if img, err = l.admit(ctx, named, target, p, l.present); err == nil {
+		if img, err = l.admit(ctx, named, target, false, p, l.present); err == nil {
 			return img, nil
 		}
 	}

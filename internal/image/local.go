@@ -81,6 +81,7 @@ type Local struct {
 	layers  map[string][]string            // by image ID, of images that are named or held
 	holds   map[string]map[string]struct{} // holder → image IDs
 	working map[string]int                 // leases in use
+	used    map[string]time.Time           // by image ID: when it was last held or let go
 	pulls   map[string]*pull
 	serial  int // makes lease and ingest names unique
 
@@ -94,6 +95,7 @@ type Local struct {
 type entry struct {
 	Image
 	repository string // docker.io/library/busybox
+	pulled     bool   // it came from a registry
 	manifest   string // digest of this platform's manifest
 }
 
@@ -115,6 +117,7 @@ func Open(ctx context.Context, o Options) (_ *Local, err error) {
 		layers:   map[string][]string{},
 		holds:    map[string]map[string]struct{}{},
 		working:  map[string]int{},
+		used:     map[string]time.Time{},
 		pulls:    map[string]*pull{},
 	}
 	l.ctx, l.stop = context.WithCancel(scoped(context.WithoutCancel(ctx)))
@@ -215,7 +218,6 @@ func (l *Local) restore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open images: list: %w", err)
 	}
-	damaged := false
 	for _, img := range stored {
 		e, layers, err := l.describe(ctx, img)
 		if ctx.Err() != nil {
@@ -227,7 +229,6 @@ func (l *Local) restore(ctx context.Context) error {
 			if err := l.names.Delete(ctx, img.Name); err != nil {
 				return fmt.Errorf("open images: remove damaged %s: %w", img.Name, err)
 			}
-			damaged = true
 			continue
 		}
 		l.images[e.Name], l.layers[e.ID] = e, layers
@@ -252,13 +253,8 @@ func (l *Local) restore(ctx context.Context) error {
 		}
 		l.hold(holder, id)
 	}
-	left, err := l.leases.List(ctx)
-	if err != nil {
-		return fmt.Errorf("open images: list leases: %w", err)
-	}
-	if damaged || len(left) > 0 {
-		l.collectLater()
-	}
+	// The last process may have ended before it collected what it let go of.
+	l.collectLater()
 	return nil
 }
 
@@ -325,6 +321,7 @@ func (l *Local) Hold(_ context.Context, img Image, holder string) ([]string, err
 		}
 		l.hold(holder, img.ID)
 	}
+	l.used[img.ID] = time.Now()
 	return slices.Clone(layers), nil
 }
 
@@ -348,6 +345,7 @@ func (l *Local) Release(_ context.Context, holder string) error {
 		if err := os.Remove(l.mark(holder, id)); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("release images of %s: %w", holder, err)
 		}
+		l.used[id] = time.Now()
 	}
 	released := l.holds[holder]
 	if len(released) == 0 {
@@ -453,6 +451,7 @@ func (l *Local) collect(ctx context.Context) error {
 	for id := range l.layers {
 		if _, ok := kept[id]; !ok {
 			delete(l.layers, id)
+			delete(l.used, id)
 		}
 	}
 	working := maps.Clone(l.working)

@@ -174,7 +174,7 @@ func (l *Local) pullBy(ctx context.Context, named reference.Named, w way, p *pro
 		}
 		return counted, nil
 	}))
-	return l.admit(ctx, named, target, p, func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	return l.admit(ctx, named, target, true, p, func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		if _, err := l.content.Info(ctx, desc.Digest); err == nil {
 			p.update(func(now *Progress) { now.Bytes += desc.Size })
 		}

@@ -192,13 +192,28 @@ func removeLink(del func(netlink.Link) error, l netlink.Link) error {
 	return nil
 }
 
-// link gives the pod its namespace and its link, if it has not got them. The
-// machine's end is set up last: a link that is up is complete.
-func (n *Network) link(l lease) error {
+// link gives the pod its namespace, which is the one at made unless that is
+// "", and its link, if it has not got them. The machine's end is set up last: a
+// link that is up is complete.
+func (n *Network) link(l lease, made string) error {
 	name, path := linkName(l.ID), n.netnsPath(l.ID)
 	pinned, err := netns.Pinned(path)
 	if err != nil {
 		return err
+	}
+	if made != "" && pinned {
+		pinned, err = netns.Same(made, path)
+		if err == nil && !pinned {
+			err = netns.Remove(path)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if made != "" && !pinned {
+		if err := netns.Pin(made, path); err != nil {
+			return err
+		}
 	}
 	old, err := n.kernel.LinkByName(name)
 	switch {

@@ -52,6 +52,9 @@ type Config struct {
 type Pod struct {
 	ID    string
 	Ports []HostPort
+	// NetNS is the path of the pod's network namespace if the caller has made
+	// it; "" has it made.
+	NetNS string
 }
 
 // HostPort forwards a port of the machine to a port of the pod.
@@ -205,7 +208,7 @@ func (n *Network) Attach(ctx context.Context, pod Pod) (Attachment, error) {
 	defer n.pods.lock(pod.ID)()
 	l, err := n.leases.grant(pod, n.Range())
 	if err == nil {
-		err = n.link(l)
+		err = n.link(l, pod.NetNS)
 	}
 	if err == nil && len(l.Ports) > 0 {
 		if err = n.openPorts(ctx, l); err == nil {

@@ -107,6 +107,24 @@ type Pod struct {
 	Resources Resources
 	// Sysctls are set in the pod's namespaces.
 	Sysctls map[string]string
+	// IDs gives the pod a user namespace, for runtimes that have them.
+	IDs IDs
+}
+
+// IDs says that the users and groups 0 to Size-1 of a pod are First to
+// First+Size-1 of the machine. Size 0: they are the machine's own.
+type IDs struct{ First, Size uint32 }
+
+// UserNamespaces is what a Runtime offers that can keep the users of a pod
+// apart from the machine's (IDs of Pod).
+type UserNamespaces interface {
+	// CanMapIDs says what this machine lacks for it, in words for the pod's
+	// owner, nil: nothing.
+	CanMapIDs() error
+	// OpenNamespaces makes the namespaces of a pod with IDs and returns the
+	// path of its network namespace, which is one of them: it is called
+	// before Open, which needs the network. It is idempotent; Close undoes it.
+	OpenNamespaces(ctx context.Context, pod Pod) (netns string, err error)
 }
 
 // Workload says what to run. The zero value of a field means the usual.
@@ -121,9 +139,11 @@ type Workload struct {
 	Dir  string   // working directory, "" = /
 
 	// User is "user[:group]", names or numbers, resolved in the image. Groups
-	// are supplemental, added to those that the image's group file gives.
+	// are supplemental, added to those that the image's group file gives, or,
+	// with OnlyGroups, in their place.
 	User           string
 	Groups         []int64
+	OnlyGroups     bool
 	RequireNonRoot bool
 
 	Privileged      bool
@@ -132,10 +152,15 @@ type Workload struct {
 	// Seccomp is "" for none, "default" for the runtime's default profile, or
 	// the path of a profile file.
 	Seccomp string
+	// AppArmor is "" for the runtime's default profile where the machine has
+	// it, "default" for that profile or no start, "unconfined", or the name of
+	// a profile that is loaded.
+	AppArmor string
 	// Unmasked leaves /proc and /sys unmasked (procMount: Unmasked).
 	Unmasked bool
 
 	Mounts      []Mount
+	Devices     []Device
 	Resources   Resources
 	OOMScoreAdj *int
 
@@ -168,6 +193,13 @@ type Mount struct {
 	RecursiveReadOnly bool
 	// Propagation is "private" (default), "rslave" or "rshared".
 	Propagation string
+}
+
+// Device gives the workload the device that Source is (links are followed), as
+// Target, and the right to read it and, unless ReadOnly, to write to it.
+type Device struct {
+	Source, Target string
+	ReadOnly       bool
 }
 
 // Resources are limits in the kernel's terms; zero does not limit.
@@ -207,7 +239,16 @@ type Status struct {
 
 	Log        string
 	StopSignal syscall.Signal
-	Labels     map[string]string
+	// User is whom the first process was started as, nil when not known.
+	User   *User
+	Labels map[string]string
+}
+
+// User are a process's numbers inside its workload; Groups has its own group
+// too.
+type User struct {
+	UID, GID int64
+	Groups   []int64
 }
 
 // Streams are what a client holds of a program's standard streams; nil ones
@@ -238,6 +279,7 @@ type Stats struct {
 	Memory    int64         // bytes, all
 	WorkSet   int64         // bytes that cannot be reclaimed at once
 	Processes int64
-	// WritableLayer is what the workload has written to its own root, bytes.
-	WritableLayer int64
+	// WritableLayer is what the workload has written to its own root, bytes;
+	// WritableInodes is in how many files and directories.
+	WritableLayer, WritableInodes int64
 }

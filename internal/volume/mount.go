@@ -145,29 +145,28 @@ func Remove(dir string) error {
 	return nil
 }
 
-// Size returns the bytes that the files below dir occupy on their file
+// Used is what files occupy on their file system.
+type Used struct{ Bytes, Inodes int64 }
+
+// Add counts other in.
+func (u *Used) Add(other Used) { u.Bytes, u.Inodes = u.Bytes+other.Bytes, u.Inodes+other.Inodes }
+
+// Measure returns what dir and the files below it occupy on their file
 // system; other file systems mounted below are not counted. Files that vanish
-// meanwhile are no error.
-func Size(dir string) (int64, error) {
+// meanwhile, or lie too deep to be looked at, do not count.
+func Measure(dir string) (used Used, err error) {
 	top, err := device(dir)
 	if err != nil {
-		return 0, fmt.Errorf("size of %s: %w", dir, err)
+		return Used{}, fmt.Errorf("size of %s: %w", dir, err)
 	}
-	var total int64
 	seen := map[uint64]bool{} // files with several names, by inode
 	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			return err
-		}
-		info, err := entry.Info()
-		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
+		info, err := entry.Info()
 		if err != nil {
-			return err
+			return nil
 		}
 		stat := info.Sys().(*syscall.Stat_t)
 		if stat.Dev != top {
@@ -182,11 +181,11 @@ func Size(dir string) (int64, error) {
 			}
 			seen[stat.Ino] = true
 		}
-		total += stat.Blocks * 512
+		used.Add(Used{Bytes: stat.Blocks * 512, Inodes: 1})
 		return nil
 	})
 	if err != nil {
-		return 0, fmt.Errorf("size of %s: %w", dir, err)
+		return Used{}, fmt.Errorf("size of %s: %w", dir, err)
 	}
-	return total, nil
+	return used, nil
 }

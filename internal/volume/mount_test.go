@@ -73,17 +73,17 @@ func TestRemoveSparesWhatIsMounted(t *testing.T) {
 	must(t, Remove(pod))
 }
 
-func TestSize(t *testing.T) {
+func TestMeasure(t *testing.T) {
 	dir := tempDir(t)
 	must(t, Tmpfs{Mode: 0o755}.Mount(filepath.Join(dir, "memory")))
-	empty, err := Size(dir)
+	empty, err := Measure(dir)
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(dir, "memory", "f"), make([]byte, 1<<20), 0o600))
 	must(t, os.WriteFile(filepath.Join(dir, "f"), make([]byte, 1<<16), 0o600))
 	must(t, os.Link(filepath.Join(dir, "f"), filepath.Join(dir, "g")))
-	size, err := Size(dir)
+	full, err := Measure(dir)
 	must(t, err)
-	if got := size - empty; got < 1<<16 || got >= 1<<17 {
-		t.Errorf("64 KiB written, %d more", got)
+	if got := full.Bytes - empty.Bytes; got < 1<<16 || got >= 1<<17 || full.Inodes != empty.Inodes+1 {
+		t.Errorf("64 KiB written in one file of two names: %+v after %+v", full, empty)
 	}
 }

@@ -8,15 +8,17 @@ import (
 	"time"
 )
 
-// podKinds are pods that need no help: each is created, waited for, and
-// looked at.
-var podKinds = []struct {
+// podKind is a pod that needs no help: it is created, waited for, and looked
+// at.
+type podKind struct {
 	name   string
 	spec   string
 	until  string            // what kubectl wait waits for
 	logs   string            // regular expression for the log of container main
 	fields map[string]string // JSONPath → regular expression for its value
-}{
+}
+
+var podKinds = []podKind{
 	{
 		name:   "exit-0",
 		spec:   one(`command: [sh, -c, "echo done"]`),
@@ -313,13 +315,19 @@ func TestPodKinds(t *testing.T) {
 	ns := n.namespace("pod-kinds")
 	n.kubectl("-n", ns, "create", "configmap", "settings", "--from-literal=word=from-config")
 	n.kubectl("-n", ns, "create", "secret", "generic", "secrets", "--from-literal=word=from-secret")
+	n.try(ns, podKinds)
+}
+
+// try creates all pods at once and then looks at each.
+func (n node) try(ns string, kinds []podKind) {
+	n.t.Helper()
 	var all []string
-	for _, k := range podKinds {
+	for _, k := range kinds {
 		all = append(all, pod(ns, k.name, k.spec))
 	}
 	n.ok(n.Apply(strings.Join(all, "---\n")))
-	for _, k := range podKinds {
-		t.Run(k.name, func(t *testing.T) {
+	for _, k := range kinds {
+		n.t.Run(k.name, func(t *testing.T) {
 			n := node{n.Machine, t}
 			n.wait(ns, "pod/"+k.name, k.until)
 			if k.logs != "" {

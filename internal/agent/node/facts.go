@@ -114,41 +114,6 @@ func swap() *v1.NodeSwapStatus {
 	return &v1.NodeSwapStatus{Capacity: &n}
 }
 
-// pressure says what the machine is short of.
-type pressure struct{ memory, disk, pids bool }
-
-// Below these the machine is short: those of a kubelet.
-const (
-	memoryLow = 100 << 20
-	diskLow   = 10 // percent free
-	pidsLow   = 10 // percent free
-)
-
-func readPressure(dataDir string) (p pressure) {
-	var kb int64
-	for line := range strings.Lines(read("/proc/meminfo")) {
-		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
-			if _, err := fmt.Sscan(rest, &kb); err == nil {
-				p.memory = kb<<10 < memoryLow
-			}
-		}
-	}
-	var disk unix.Statfs_t
-	if unix.Statfs(dataDir, &disk) == nil && disk.Blocks > 0 {
-		p.disk = disk.Bavail*100/disk.Blocks < diskLow
-	}
-	var most, tasks int64
-	if _, err := fmt.Sscan(read("/proc/sys/kernel/pid_max"), &most); err == nil && most > 0 {
-		if f := strings.Fields(read("/proc/loadavg")); len(f) > 3 {
-			_, all, _ := strings.Cut(f[3], "/")
-			if _, err := fmt.Sscan(all, &tasks); err == nil {
-				p.pids = (most-tasks)*100/most < pidsLow
-			}
-		}
-	}
-	return p
-}
-
 // read returns a small file's content, "" if it cannot be read.
 func read(path string) string {
 	b, err := os.ReadFile(path)

@@ -35,6 +35,7 @@ import (
 	"k8s.io/component-helpers/nodedeclaredfeatures/features/inplacepodresize"
 	"k8s.io/component-helpers/nodedeclaredfeatures/features/restartallcontainers"
 	_ "k8s.io/kubernetes/pkg/features" // registers the gates
+	volumeutil "k8s.io/kubernetes/pkg/volume/util"
 	"k8s.io/utils/clock"
 
 	"tutti.dev/tutti/internal/image"
@@ -67,10 +68,19 @@ type Config struct {
 	MaxPods, Port  int
 	DataDir        string
 	Handlers       []string // of RuntimeClasses; "" is the default
+	// UserNamespaces says whether pods of a handler can have one.
+	UserNamespaces func(handler string) bool
 	Images         func(context.Context) ([]image.Image, error)
+	// Pressure says whether the machine has the condition MemoryPressure,
+	// DiskPressure or PIDPressure; nil is never.
+	Pressure func(v1.NodeConditionType) bool
 	// SetRange takes the range that pods here get their addresses from.
 	SetRange func(context.Context, netip.Prefix) error
-	Log      *slog.Logger
+	// InUse are the volumes that must not be detached, if that is known; Told
+	// takes those that the API knows of. Both may be nil.
+	InUse func() ([]v1.UniqueVolumeName, bool)
+	Told  func([]v1.UniqueVolumeName)
+	Log   *slog.Logger
 }
 
 // Node is this machine in the API.
@@ -96,11 +106,16 @@ func New(c Config) (*Node, error) {
 	}
 	info := systemInfo(c.Version)
 	n.node = &v1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: c.Name, Labels: map[string]string{
-			v1.LabelHostname:   c.Hostname,
-			v1.LabelOSStable:   info.OperatingSystem,
-			v1.LabelArchStable: info.Architecture,
-		}},
+		ObjectMeta: metav1.ObjectMeta{
+			Name: c.Name,
+			Labels: map[string]string{
+				v1.LabelHostname:   c.Hostname,
+				v1.LabelOSStable:   info.OperatingSystem,
+				v1.LabelArchStable: info.Architecture,
+			},
+			// Volumes are attached by the controller, not from here.
+			Annotations: map[string]string{volumeutil.ControllerManagedAttachAnnotation: "true"},
+		},
 		Status: v1.NodeStatus{Capacity: total, Allocatable: allocatable(total), NodeInfo: info},
 	}
 	return n, nil
@@ -171,7 +186,7 @@ func (n *Node) register(ctx context.Context) error {
 		n.fill(ctx, &want.Status)
 		got, err := nodes.Create(ctx, want, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) {
-			got, err = n.relabel(ctx, want.Labels)
+			got, err = n.relabel(ctx, want)
 		}
 		if err == nil {
 			n.see(ctx, got)
@@ -189,21 +204,25 @@ func (n *Node) register(ctx context.Context) error {
 	}
 }
 
-func (n *Node) relabel(ctx context.Context, labels map[string]string) (*v1.Node, error) {
+func (n *Node) relabel(ctx context.Context, want *v1.Node) (*v1.Node, error) {
 	got, err := n.Client.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("get node %s: %w", n.Name, err)
 	}
-	missing := map[string]string{}
-	for k, v := range labels {
-		if got.Labels[k] != v {
-			missing[k] = v
+	missing := func(want, got map[string]string) map[string]string {
+		m := map[string]string{}
+		for k, v := range want {
+			if got[k] != v {
+				m[k] = v
+			}
 		}
+		return m
 	}
-	if len(missing) == 0 {
+	labels, annotations := missing(want.Labels, got.Labels), missing(want.Annotations, got.Annotations)
+	if len(labels)+len(annotations) == 0 {
 		return got, nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": missing}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": labels, "annotations": annotations}})
 	if err != nil {
 		return nil, fmt.Errorf("write labels of node %s: %w", n.Name, err)
 	}
@@ -232,7 +251,7 @@ func (n *Node) watch(ctx context.Context) {
 		DeleteFunc: func(any) {
 			n.mu.Lock()
 			n.node = n.node.DeepCopy()
-			n.node.ObjectMeta = metav1.ObjectMeta{Name: n.Name, Labels: n.node.Labels}
+			n.node.ObjectMeta = metav1.ObjectMeta{Name: n.Name, Labels: n.node.Labels, Annotations: n.node.Annotations}
 			n.mu.Unlock()
 			if err := n.register(ctx); err != nil {
 				n.Log.Error("cannot register the node again", "node", n.Name, "err", err)
@@ -334,6 +353,7 @@ func (n *Node) tell(ctx context.Context) error {
 	due := time.Since(n.told) >= reportInterval
 	n.mu.Unlock()
 	if !due && same(&was.Status, &now.Status) {
+		n.tellInUse(was)
 		return nil
 	}
 	patch, err := statusPatch(was, now)
@@ -347,12 +367,20 @@ func (n *Node) tell(ctx context.Context) error {
 	n.mu.Lock()
 	n.node, n.told = got, time.Now()
 	n.mu.Unlock()
+	n.tellInUse(got)
 	for _, c := range got.Status.Conditions {
 		if c.Type == v1.NodeReady && c.Status == v1.ConditionTrue {
 			n.onReady.Do(func() { close(n.ready) })
 		}
 	}
 	return nil
+}
+
+// tellInUse says which volumes the API knows to be in use.
+func (n *Node) tellInUse(node *v1.Node) {
+	if n.Told != nil {
+		n.Told(node.Status.VolumesInUse)
+	}
 }
 
 // statusPatch is what changes the one status into the other. Addresses are
@@ -414,9 +442,14 @@ func (n *Node) fill(ctx context.Context, s *v1.NodeStatus) {
 	}
 	s.DaemonEndpoints = v1.NodeDaemonEndpoints{KubeletEndpoint: v1.DaemonEndpoint{Port: int32(n.Port)}}
 	s.DeclaredFeatures = declaredFeatures()
-	s.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: new(bool)}
+	s.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: new(true)}
 	s.RuntimeHandlers = n.handlers()
 	s.Images = n.images(ctx)
+	if n.InUse != nil {
+		if used, ok := n.InUse(); ok {
+			s.VolumesInUse = used
+		}
+	}
 	n.conditions(s)
 }
 
@@ -435,10 +468,11 @@ func declaredFeatures() []string {
 }
 
 func (n *Node) handlers() []v1.NodeRuntimeHandler {
-	yes, no := true, false
+	yes := true
 	var list []v1.NodeRuntimeHandler
 	for _, name := range n.Handlers {
-		list = append(list, v1.NodeRuntimeHandler{Name: name, Features: &v1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &yes, UserNamespaces: &no}})
+		users := n.UserNamespaces != nil && n.UserNamespaces(name)
+		list = append(list, v1.NodeRuntimeHandler{Name: name, Features: &v1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &yes, UserNamespaces: &users}})
 	}
 	sort.Slice(list, func(i, j int) bool { return list[i].Name < list[j].Name })
 	return list
@@ -490,17 +524,29 @@ func (n *Node) conditions(s *v1.NodeStatus) {
 		}
 		s.Conditions[i] = c
 	}
-	p := readPressure(n.DataDir)
-	short := func(kind v1.NodeConditionType, is bool, what string) {
-		if is {
-			set(kind, true, "KubeletHasInsufficient"+what, "the machine is short of it")
-			return
+	for _, p := range []struct {
+		short   v1.NodeCondition
+		healthy v1.NodeCondition
+	}{
+		{
+			v1.NodeCondition{Type: v1.NodeMemoryPressure, Reason: "KubeletHasInsufficientMemory", Message: "the machine is short of memory; stop what needs most, or lower --eviction-hard"},
+			v1.NodeCondition{Reason: "KubeletHasSufficientMemory", Message: "the machine has enough memory"},
+		},
+		{
+			v1.NodeCondition{Type: v1.NodeDiskPressure, Reason: "KubeletHasDiskPressure", Message: "the disk of the data directory is nearly full; make room, or lower --eviction-hard"},
+			v1.NodeCondition{Reason: "KubeletHasNoDiskPressure", Message: "the disk has enough room"},
+		},
+		{
+			v1.NodeCondition{Type: v1.NodePIDPressure, Reason: "KubeletHasInsufficientPID", Message: "the machine is short of process ids; stop what has most processes, or lower --eviction-hard"},
+			v1.NodeCondition{Reason: "KubeletHasSufficientPID", Message: "the machine has enough process ids"},
+		},
+	} {
+		if n.Pressure != nil && n.Pressure(p.short.Type) {
+			set(p.short.Type, true, p.short.Reason, p.short.Message)
+			continue
 		}
-		set(kind, false, "KubeletHasSufficient"+what, "the machine has enough of it")
+		set(p.short.Type, false, p.healthy.Reason, p.healthy.Message)
 	}
-	short(v1.NodeMemoryPressure, p.memory, "Memory")
-	short(v1.NodeDiskPressure, p.disk, "Disk")
-	short(v1.NodePIDPressure, p.pids, "PID")
 	n.mu.Lock()
 	running, fault := n.running, n.fault
 	n.mu.Unlock()

@@ -208,3 +208,24 @@ func TestNodeComesBackWhenDeleted(t *testing.T) {
 	}
 	b.until("node is registered again", func() bool { return b.node() != nil && b.node().Labels[v1.LabelHostname] == "here.example" })
 }
+
+func TestPressure(t *testing.T) {
+	for kind, want := range map[v1.NodeConditionType]string{
+		v1.NodeMemoryPressure: "KubeletHasInsufficientMemory: the machine is short of memory; stop what needs most, or lower --eviction-hard",
+		v1.NodeDiskPressure:   "KubeletHasDiskPressure: the disk of the data directory is nearly full; make room, or lower --eviction-hard",
+		v1.NodePIDPressure:    "KubeletHasInsufficientPID: the machine is short of process ids; stop what has most processes, or lower --eviction-hard",
+	} {
+		n := &Node{Config: Config{Pressure: func(k v1.NodeConditionType) bool { return k == kind }}}
+		var s v1.NodeStatus
+		n.conditions(&s)
+		for _, c := range s.Conditions {
+			switch {
+			case c.Type == v1.NodeReady:
+			case c.Type != kind && c.Status != v1.ConditionFalse:
+				t.Errorf("%s: %s is %s", kind, c.Type, c.Status)
+			case c.Type == kind && (c.Status != v1.ConditionTrue || c.Reason+": "+c.Message != want):
+				t.Errorf("%s is %s: %s: %s", kind, c.Status, c.Reason, c.Message)
+			}
+		}
+	}
+}

@@ -113,6 +113,8 @@ func (d *decider) ending() end {
 	switch {
 	case o.Refusal != nil:
 		return end{is: true, failed: true, reason: o.Refusal.Reason, message: "Pod was rejected: " + o.Refusal.Message}
+	case o.Evicted != nil:
+		return end{is: true, failed: true, reason: o.Evicted.Reason, message: o.Evicted.Message}
 	case o.Gone, o.Pod.DeletionTimestamp != nil, podutil.IsPodPhaseTerminal(o.Pod.Status.Phase), podutil.IsPodPhaseTerminal(o.Prior.Phase):
 		return end{is: true}
 	}

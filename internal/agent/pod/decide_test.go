@@ -428,3 +428,50 @@ func TestRecover(t *testing.T) {
 		t.Errorf("recovered %v, want %v", got, want)
 	}
 }
+
+// An evicted pod ends within the eviction's grace, says why, and stays so.
+func TestEvicted(t *testing.T) {
+	condition := v1.PodCondition{Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonTerminationByKubelet, Message: "no room"}
+	evicted := func(o *Observed) {
+		o.Evicted = &Eviction{Reason: "Evicted", Message: "no room", Grace: time.Second, Condition: &condition}
+	}
+	s := newScene("", "main").running("main", 0).with(evicted)
+	d := Decide(s.Observed)
+	if got := steps(d); !slices.Equal(got, []string{"begin stop main/0"}) || d.Steps[0].Grace != time.Second {
+		t.Errorf("%q within %v", got, d.Steps[0].Grace)
+	}
+	if d.Status.Phase == v1.PodFailed {
+		t.Error("failed while it runs")
+	}
+
+	s = newScene("", "main").exited("main", 0, 0, time.Second).with(evicted)
+	d = Decide(s.Observed)
+	if got := steps(d); !slices.Equal(got, []string{"close"}) {
+		t.Errorf("%q", got)
+	}
+	told := func(status v1.PodStatus) {
+		t.Helper()
+		if status.Phase != v1.PodFailed || status.Reason != "Evicted" || status.Message != "no room" {
+			t.Errorf("told %s, %s, %s", status.Phase, status.Reason, status.Message)
+		}
+		found := 0
+		for _, c := range status.Conditions {
+			if c.Type == v1.DisruptionTarget && c.Reason == v1.PodReasonTerminationByKubelet && c.Message == "no room" && !c.LastTransitionTime.IsZero() {
+				found++
+			}
+		}
+		if found != 1 {
+			t.Errorf("conditions %+v", status.Conditions)
+		}
+	}
+	told(d.Status)
+	// Once told it needs no reminder: the agent may have been restarted.
+	s.Prior, s.Pod.Status, s.Evicted = d.Status, d.Status, nil
+	told(Decide(s.Observed).Status)
+
+	// What had come to its own end before is left at that.
+	s = newScene("", "main").exited("main", 0, 0, time.Second).with(func(o *Observed) { o.Prior.Phase = v1.PodSucceeded }).with(evicted)
+	if got := Decide(s.Observed).Status.Phase; got != v1.PodSucceeded {
+		t.Errorf("finished before, told %s", got)
+	}
+}

@@ -196,6 +196,14 @@ type Probe struct {
 // Refusal says why this machine does not take the pod.
 type Refusal struct{ Reason, Message string }
 
+// Eviction says why and how the machine no longer bears the pod.
+type Eviction struct {
+	Reason, Message string
+	Grace           time.Duration // at most
+	// Condition is told with it, if any.
+	Condition *v1.PodCondition
+}
+
 // Observed is everything known of one pod at one moment.
 type Observed struct {
 	Now time.Time
@@ -208,6 +216,7 @@ type Observed struct {
 	Halt      bool
 	HaltGrace time.Duration
 	Refusal   *Refusal
+	Evicted   *Eviction
 
 	// Runs are all runs the machine knows, in no order.
 	Runs       []Run
@@ -354,6 +363,9 @@ func (o *Observed) grace() time.Duration {
 		seconds = *s
 	}
 	g := time.Duration(seconds) * time.Second
+	if o.Evicted != nil {
+		g = min(g, o.Evicted.Grace)
+	}
 	if o.Halt {
 		g = min(g, o.HaltGrace)
 	}

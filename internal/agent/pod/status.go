@@ -298,6 +298,9 @@ func (d *decider) runStatus(s *v1.ContainerStatus, c *v1.Container, r *Run) {
 	if p := o.prior(c.Name); s.ImageID == "" && p != nil && p.ContainerID == s.ContainerID {
 		s.ImageID = p.ImageID
 	}
+	if u := r.User; u != nil {
+		s.User = &v1.ContainerUser{Linux: &v1.LinuxContainerUser{UID: u.UID, GID: u.GID, SupplementalGroups: u.Groups}}
+	}
 	s.Resources = c.Resources.DeepCopy()
 	if applied := o.applied(c, r); applied != "" && r.State == runtime.Running {
 		var was v1.ResourceRequirements
@@ -418,6 +421,10 @@ func (d *decider) conditions(s *v1.PodStatus) {
 		if !kubetypes.PodConditionByKubelet(c.Type) {
 			s.Conditions = append(s.Conditions, c)
 		}
+	}
+	if e := o.Evicted; e != nil && e.Condition != nil {
+		condition := *e.Condition
+		podutil.UpdatePodCondition(s, &condition)
 	}
 	generation := s.ObservedGeneration
 	status := func(b bool) v1.ConditionStatus {

@@ -11,6 +11,10 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/component-helpers/storage/ephemeral"
+	k8svolume "k8s.io/kubernetes/pkg/volume"
+	"k8s.io/utils/ptr"
+
+	"tutti.dev/tutti/internal/agent/volumeplugin"
 )
 
 // makeClaim finds the directory behind a claim. inline is the volume that the
@@ -39,22 +43,31 @@ func (m *Manager) makeClaim(ctx context.Context, pod *v1.Pod, name, claim string
 	if ref := pv.Spec.ClaimRef; ref == nil || ref.UID != pvc.UID {
 		return made{}, fmt.Errorf("PersistentVolume %q is not bound to PersistentVolumeClaim %q", pv.Name, claim)
 	}
-	if pv.Spec.VolumeMode != nil && *pv.Spec.VolumeMode == v1.PersistentVolumeBlock {
-		return made{}, fmt.Errorf("PersistentVolume %q is a block device, which tutti does not support yet; use volumeMode Filesystem", pv.Name)
+	if m.cfg.Plugins != nil && volumeplugin.Makes(k8svolume.NewSpecFromPersistentVolume(pv, readOnly)) {
+		return m.makeByPlugin(ctx, pod, name)
 	}
-	done := made{readOnly: readOnly}
+	done := made{readOnly: readOnly, block: ptr.Deref(pv.Spec.VolumeMode, v1.PersistentVolumeFilesystem) == v1.PersistentVolumeBlock}
 	switch source := pv.Spec.PersistentVolumeSource; {
+	case source.HostPath != nil && done.block:
+		return made{}, fmt.Errorf("PersistentVolume %q: a hostPath is no block device; make it a local volume, or use volumeMode Filesystem", pv.Name)
 	case source.HostPath != nil:
-		done.path = source.HostPath.Path
-		return done, checkHostPath(source.HostPath)
+		by, err := m.makeHostPath(source.HostPath)
+		done.path = by.path
+		return done, err
 	case source.Local != nil:
 		done.path = source.Local.Path
 	default:
-		return made{}, fmt.Errorf("PersistentVolume %q: volume type %s is not supported by tutti yet; use local or hostPath", pv.Name, sourceName(source))
+		return made{}, fmt.Errorf("PersistentVolume %q: volume type %s is not supported by tutti; use local, hostPath or csi", pv.Name, sourceName(source))
 	}
 	info, err := os.Stat(done.path)
 	if err != nil {
 		return made{}, fmt.Errorf("PersistentVolume %q: %w", pv.Name, err)
+	}
+	if done.block {
+		if info.Mode().Type() != fs.ModeDevice {
+			return made{}, fmt.Errorf("PersistentVolume %q: %s is not a block device; name one, or use volumeMode Filesystem", pv.Name, done.path)
+		}
+		return done, nil
 	}
 	if !info.IsDir() {
 		return made{}, fmt.Errorf("PersistentVolume %q: %s is not a directory", pv.Name, done.path)

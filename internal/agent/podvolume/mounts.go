@@ -32,9 +32,6 @@ import (
 // environment (for subPathExpr). The text of an error is meant for the pod's
 // owner.
 func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, attempt int, env, podIPs []string) ([]runtime.Mount, error) {
-	if len(c.VolumeDevices) > 0 {
-		return nil, fmt.Errorf("container %q wants block device %q, which tutti does not support yet; use volumeMounts", c.Name, c.VolumeDevices[0].Name)
-	}
 	var mounts []runtime.Mount
 	for i := range c.VolumeMounts {
 		mount, err := m.mount(pod, c, i, env)
@@ -68,6 +65,23 @@ func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, attempt int, env, podIPs 
 		return strings.Count(path.Clean(a.Target), "/") - strings.Count(path.Clean(b.Target), "/")
 	})
 	return mounts, nil
+}
+
+// Devices returns the block devices that a container of a prepared pod gets.
+// The text of an error is meant for the pod's owner.
+func (m *Manager) Devices(pod *v1.Pod, c *v1.Container) ([]runtime.Device, error) {
+	var devices []runtime.Device
+	for _, d := range c.VolumeDevices {
+		v, err := m.madeVolume(pod.UID, d.Name)
+		if err != nil {
+			return nil, err
+		}
+		if !v.block {
+			return nil, fmt.Errorf("volume %q has volumeMode Filesystem, but is specified in volumeDevices; use volumeMounts", d.Name)
+		}
+		devices = append(devices, runtime.Device{Source: v.path, Target: path.Join("/", d.DevicePath), ReadOnly: v.readOnly})
+	}
+	return devices, nil
 }
 
 func terminationPath(c *v1.Container) string {
@@ -121,6 +135,9 @@ func (m *Manager) mount(pod *v1.Pod, c *v1.Container, index int, env []string) (
 	v, err := m.madeVolume(pod.UID, vm.Name)
 	if err != nil {
 		return runtime.Mount{}, err
+	}
+	if v.block {
+		return runtime.Mount{}, fmt.Errorf("volume %q has volumeMode Block, but is specified in volumeMounts; use volumeDevices", vm.Name)
 	}
 	result := runtime.Mount{Source: v.path, Target: path.Join("/", vm.MountPath), ReadOnly: vm.ReadOnly || v.readOnly}
 	switch mode := ptr.Deref(vm.MountPropagation, v1.MountPropagationNone); mode {

@@ -25,6 +25,7 @@ import (
 	resourcehelper "k8s.io/component-helpers/resource"
 	k8svolume "k8s.io/kubernetes/pkg/volume"
 
+	"tutti.dev/tutti/internal/agent/volumeplugin"
 	"tutti.dev/tutti/internal/volume"
 )
 
@@ -39,13 +40,12 @@ type Config struct {
 	ResolvConf string
 	// Allocatable is what the node can give, for downward API volumes.
 	Allocatable func() v1.ResourceList
-	// Image returns the layers of an image, lowest first. It pulls the image
-	// if the policy wants that, and protects it until the pod is gone.
-	Image func(ctx context.Context, pod *v1.Pod, name string, policy v1.PullPolicy) (layers []string, err error)
 	// Event reports something to the pod's owner; type is Normal or Warning.
 	// May be nil.
 	Event func(pod *v1.Pod, eventType, reason, message string)
-	Log   *slog.Logger // may be nil
+	// Plugins make the volumes that others provide; nil is by none.
+	Plugins *volumeplugin.Plugins
+	Log     *slog.Logger // may be nil
 }
 
 // Manager makes volumes, keeps them fresh while their pod exists, and removes
@@ -80,10 +80,12 @@ type pod struct {
 	files   filesState
 }
 
-// made is a volume that is ready to be mounted.
+// made is a volume that is ready to be mounted, or, if it is a block device,
+// given to containers as such.
 type made struct {
 	path     string
 	readOnly bool
+	block    bool
 }
 
 // NewManager returns a Manager. Close ends its watches.
@@ -121,15 +123,7 @@ func (m *Manager) Close() {
 // annotations have changed, it brings downward API volumes up to date. An
 // error names the volume (event FailedMount); the caller tries again.
 func (m *Manager) Prepare(ctx context.Context, obj *v1.Pod) error {
-	m.mu.Lock()
-	p := m.pods[obj.UID]
-	if p == nil {
-		p = &pod{made: map[string]made{}}
-		p.ctx, p.cancel = context.WithCancel(m.objects.ctx)
-		m.pods[obj.UID] = p
-	}
-	m.mu.Unlock()
-
+	p := m.known(obj.UID)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.removed {
@@ -159,7 +153,7 @@ func (m *Manager) Prepare(ctx context.Context, obj *v1.Pod) error {
 	var work errgroup.Group
 	for i := range obj.Spec.Volumes {
 		v := &obj.Spec.Volumes[i]
-		if _, ok := p.made[v.Name]; ok || filesOf(v) != nil {
+		if _, ok := p.made[v.Name]; ok || filesOf(v) != nil || v.Image != nil {
 			continue
 		}
 		attempt := func() error {
@@ -170,7 +164,7 @@ func (m *Manager) Prepare(ctx context.Context, obj *v1.Pod) error {
 			results <- result{v.Name, done}
 			return nil
 		}
-		if v.PersistentVolumeClaim == nil && v.Ephemeral == nil && v.Image == nil {
+		if v.EmptyDir != nil || v.HostPath != nil {
 			// Nothing to wait for.
 			if err := attempt(); err != nil {
 				return errors.Join(err, work.Wait())
@@ -186,6 +180,38 @@ func (m *Manager) Prepare(ctx context.Context, obj *v1.Pod) error {
 	}
 	p.done = err == nil
 	return err
+}
+
+// known is what is known of a pod, which may be new.
+func (m *Manager) known(uid types.UID) *pod {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.pods[uid]
+	if p == nil {
+		p = &pod{made: map[string]made{}}
+		p.ctx, p.cancel = context.WithCancel(m.objects.ctx)
+		m.pods[uid] = p
+	}
+	return p
+}
+
+// MountImage makes the layers of an image, lowest first, the volume of that
+// name. Prepare leaves volumes of images to it, as they come with the images
+// of the containers that mount them. It can be repeated; a pod that has seen
+// an image goes on with that one, whatever its name stands for later.
+func (m *Manager) MountImage(uid types.UID, name string, layers []string) error {
+	p := m.known(uid)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.removed {
+		return fmt.Errorf("volume %q: the pod has been removed", name)
+	}
+	dir := m.layout.Volume(string(uid), "image", name)
+	if err := volume.Layers(dir, layers); err != nil {
+		return setUpError(name, err)
+	}
+	p.made[name] = made{path: dir, readOnly: true}
+	return nil
 }
 
 // setUpError uses the words that people search for.
@@ -213,10 +239,12 @@ func (m *Manager) Remove(ctx context.Context, uid types.UID) error {
 		m.objects.forget(uid)
 	}
 	dir := m.layout.Pod(string(uid))
-	var errs []error
-	for _, below := range []string{"volume-subpaths", "volumes"} {
-		errs = append(errs, volume.Remove(filepath.Join(dir, below)))
+	// They are parts of volumes, which are in use while these are there.
+	errs := []error{volume.Remove(filepath.Join(dir, "volume-subpaths"))}
+	if m.cfg.Plugins != nil {
+		errs = append(errs, m.cfg.Plugins.TearDown(ctx, uid))
 	}
+	errs = append(errs, volume.Remove(filepath.Join(dir, "volumes")))
 	// Nothing is ever mounted in these.
 	for _, plain := range []string{filepath.Join(dir, "etc"), filepath.Join(dir, "termination"), m.layout.MemoryPod(string(uid))} {
 		errs = append(errs, os.RemoveAll(plain))
@@ -267,15 +295,30 @@ func (m *Manager) make(ctx context.Context, pod *v1.Pod, v *v1.Volume) (made, er
 	case v.EmptyDir != nil:
 		return m.makeEmptyDir(pod, v)
 	case v.HostPath != nil:
-		return made{path: v.HostPath.Path}, checkHostPath(v.HostPath)
+		return m.makeHostPath(v.HostPath)
 	case v.PersistentVolumeClaim != nil:
 		return m.makeClaim(ctx, pod, v.Name, v.PersistentVolumeClaim.ClaimName, v.PersistentVolumeClaim.ReadOnly, nil)
 	case v.Ephemeral != nil:
 		return m.makeClaim(ctx, pod, v.Name, pod.Name+"-"+v.Name, false, v)
-	case v.Image != nil:
-		return m.makeImage(ctx, pod, v)
 	}
-	return made{}, fmt.Errorf("volume type %s is not supported by tutti yet; use a PersistentVolumeClaim, an emptyDir or a hostPath", sourceName(v.VolumeSource))
+	if m.cfg.Plugins != nil && volumeplugin.Makes(k8svolume.NewSpecFromVolume(v)) {
+		return m.makeByPlugin(ctx, pod, v.Name)
+	}
+	return made{}, fmt.Errorf("volume type %s is not supported by tutti; use a PersistentVolumeClaim, an emptyDir or a hostPath", sourceName(v.VolumeSource))
+}
+
+func (m *Manager) makeByPlugin(ctx context.Context, pod *v1.Pod, name string) (made, error) {
+	v, err := m.cfg.Plugins.SetUp(ctx, pod, name)
+	return made{path: v.Path, readOnly: v.ReadOnly, block: v.Block}, err
+}
+
+func (m *Manager) makeHostPath(source *v1.HostPathVolumeSource) (made, error) {
+	if m.cfg.Plugins != nil {
+		if err := m.cfg.Plugins.HostPath(source.Path); err != nil {
+			return made{}, err
+		}
+	}
+	return made{path: source.Path}, checkHostPath(source)
 }
 
 // sourceName is the API's name of the field that is set in a volume source.
@@ -288,17 +331,6 @@ func sourceName(source any) string {
 		}
 	}
 	return "without a source"
-}
-
-// makeImage mounts what is in an image (KEP-4639): nobody can change it, and
-// nothing in it is executed.
-func (m *Manager) makeImage(ctx context.Context, pod *v1.Pod, v *v1.Volume) (made, error) {
-	layers, err := m.cfg.Image(ctx, pod, v.Image.Reference, v.Image.PullPolicy)
-	if err != nil {
-		return made{}, err
-	}
-	dir := m.layout.Volume(string(pod.UID), "image", v.Name)
-	return made{path: dir, readOnly: true}, volume.Layers(dir, layers)
 }
 
 func (m *Manager) makeEmptyDir(pod *v1.Pod, v *v1.Volume) (made, error) {

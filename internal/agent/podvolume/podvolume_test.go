@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -241,23 +240,13 @@ func TestFilesFollowTheirObjects(t *testing.T) {
 
 func TestImageVolume(t *testing.T) {
 	m, _ := newManager(t)
-	pod := testPod(v1.Volume{Name: "v", VolumeSource: v1.VolumeSource{Image: &v1.ImageVolumeSource{Reference: "tools:1", PullPolicy: v1.PullAlways}}})
-	pulls := errors.New("no such image")
+	pod := testPod(v1.Volume{Name: "v", VolumeSource: v1.VolumeSource{Image: &v1.ImageVolumeSource{Reference: "tools:1"}}})
 	lower, upper := t.TempDir(), t.TempDir()
-	m.cfg.Image = func(_ context.Context, _ *v1.Pod, name string, policy v1.PullPolicy) ([]string, error) {
-		if name != "tools:1" || policy != v1.PullAlways {
-			t.Errorf("asked for %s, %s", name, policy)
-		}
-		return []string{lower, upper}, pulls
-	}
-	if err := m.Prepare(t.Context(), pod); err == nil || !strings.Contains(err.Error(), `volume "v" : no such image`) {
-		t.Fatalf("without the image: %v", err)
-	}
-	pulls = nil
 	must(t, os.WriteFile(filepath.Join(lower, "below"), []byte("lower"), 0o755))
 	must(t, os.WriteFile(filepath.Join(lower, "both"), []byte("lower"), 0o755))
 	must(t, os.WriteFile(filepath.Join(upper, "both"), []byte("upper"), 0o755))
-	must(t, m.Prepare(t.Context(), pod))
+	must(t, m.Prepare(t.Context(), pod)) // the image comes with the container's
+	must(t, m.MountImage(pod.UID, "v", []string{lower, upper}))
 	dir, err := m.VolumePath(pod.UID, "v")
 	must(t, err)
 	for name, want := range map[string]string{"below": "lower", "both": "upper"} {
@@ -267,9 +256,6 @@ func TestImageVolume(t *testing.T) {
 	}
 	if err := os.WriteFile(filepath.Join(dir, "new"), nil, 0o644); !errors.Is(err, unix.EROFS) {
 		t.Errorf("wrote into an image: %v", err)
-	}
-	if err := exec.Command(filepath.Join(dir, "both")).Run(); !errors.Is(err, fs.ErrPermission) {
-		t.Errorf("executed what is in an image: %v", err)
 	}
 	mounts, err := m.Mounts(pod, &v1.Container{Name: "c", VolumeMounts: []v1.VolumeMount{{Name: "v", MountPath: "/v"}}}, 0, nil, nil)
 	must(t, err)
@@ -293,7 +279,7 @@ func TestNotReady(t *testing.T) {
 		pod *v1.Pod
 		err string
 	}{
-		"nfs":          {source(v1.VolumeSource{NFS: &v1.NFSVolumeSource{}}), `volume type "nfs" is not supported by tutti yet; use a PersistentVolumeClaim, an emptyDir or a hostPath`},
+		"git":          {source(v1.VolumeSource{GitRepo: &v1.GitRepoVolumeSource{}}), `volume type "gitRepo" is not supported by tutti; use a PersistentVolumeClaim, an emptyDir or a hostPath`},
 		"huge pages":   {source(v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: "HugePages"}}), `medium "HugePages" of an emptyDir is not supported by tutti yet; leave it out, or use Memory`},
 		"trust bundle": {source(v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{{ClusterTrustBundle: &v1.ClusterTrustBundleProjection{}}}}}), `projected source "clusterTrustBundle" is not supported by tutti yet; leave it out`},
 		"config map":   {source(v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{LocalObjectReference: v1.LocalObjectReference{Name: "none"}}}), `MountVolume.SetUp failed for volume "v" : configmaps "none" not found`},
@@ -363,12 +349,15 @@ func TestDirectories(t *testing.T) {
 	claim.Status.Phase = v1.ClaimBound
 	_, err = client.CoreV1().PersistentVolumeClaims("ns").UpdateStatus(t.Context(), claim, metav1.UpdateOptions{})
 	must(t, err)
-	block, nfs := pv.DeepCopy(), pv.DeepCopy()
+	block, ceph := pv.DeepCopy(), pv.DeepCopy()
 	block.Spec.VolumeMode = ptr.To(v1.PersistentVolumeBlock)
-	nfs.Spec.PersistentVolumeSource = v1.PersistentVolumeSource{NFS: &v1.NFSVolumeSource{}}
+	blockPath := block.DeepCopy()
+	blockPath.Spec.PersistentVolumeSource = v1.PersistentVolumeSource{HostPath: &v1.HostPathVolumeSource{Path: data}}
+	ceph.Spec.PersistentVolumeSource = v1.PersistentVolumeSource{CephFS: &v1.CephFSPersistentVolumeSource{}}
 	for want, wrong := range map[string]*v1.PersistentVolume{
-		`PersistentVolume "pv" is a block device, which tutti does not support yet; use volumeMode Filesystem`: block,
-		`PersistentVolume "pv": volume type "nfs" is not supported by tutti yet; use local or hostPath`:        nfs,
+		`PersistentVolume "pv": ` + data + ` is not a block device; name one, or use volumeMode Filesystem`:          block,
+		`PersistentVolume "pv": a hostPath is no block device; make it a local volume, or use volumeMode Filesystem`: blockPath,
+		`PersistentVolume "pv": volume type "cephfs" is not supported by tutti; use local, hostPath or csi`:          ceph,
 	} {
 		_, err = client.CoreV1().PersistentVolumes().Update(t.Context(), wrong, metav1.UpdateOptions{})
 		must(t, err)
@@ -388,7 +377,7 @@ func TestDirectories(t *testing.T) {
 		{Name: "pv", MountPath: "/rows", SubPath: "rows"},
 	}}
 	devices := &v1.Container{Name: "c", VolumeDevices: []v1.VolumeDevice{{Name: "pv"}}}
-	if _, err := m.Mounts(pod, devices, 0, nil, nil); err == nil || err.Error() != `container "c" wants block device "pv", which tutti does not support yet; use volumeMounts` {
+	if _, err := m.Devices(pod, devices); err == nil || err.Error() != `volume "pv" has volumeMode Filesystem, but is specified in volumeDevices; use volumeMounts` {
 		t.Errorf("error %v", err)
 	}
 	mounts, err := m.Mounts(pod, c, 2, []string{"NAME=shop"}, []string{"10.42.0.7"})
@@ -580,5 +569,55 @@ func TestTerminationMessage(t *testing.T) {
 				t.Errorf("%q, want %q", got, test.want)
 			}
 		})
+	}
+}
+
+// A block device is given to containers as such; a volume of an image is
+// there before or after the others are.
+func TestBlockAndImage(t *testing.T) {
+	m, client := newManager(t)
+	device := filepath.Join(t.TempDir(), "disk")
+	must(t, unix.Mknod(device, unix.S_IFBLK|0o600, int(unix.Mkdev(7, 201))))
+	claim := &v1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "claim", UID: "c1"},
+		Spec:       v1.PersistentVolumeClaimSpec{VolumeName: "pv"},
+		Status:     v1.PersistentVolumeClaimStatus{Phase: v1.ClaimBound},
+	}
+	must(t, client.Tracker().Add(claim))
+	must(t, client.Tracker().Add(&v1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv"}, Spec: v1.PersistentVolumeSpec{
+		ClaimRef: &v1.ObjectReference{UID: "c1"}, VolumeMode: ptr.To(v1.PersistentVolumeBlock),
+		PersistentVolumeSource: v1.PersistentVolumeSource{Local: &v1.LocalVolumeSource{Path: device}},
+	}}))
+	pod := testPod(
+		v1.Volume{Name: "disk", VolumeSource: v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "claim", ReadOnly: true}}},
+		v1.Volume{Name: "tools", VolumeSource: v1.VolumeSource{Image: &v1.ImageVolumeSource{Reference: "tools"}}},
+	)
+	layer := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(layer, "bin"), 0o755))
+	must(t, m.MountImage(pod.UID, "tools", []string{layer}))
+	must(t, m.Prepare(t.Context(), pod))
+	must(t, m.MountImage(pod.UID, "tools", []string{layer}))
+
+	devices, err := m.Devices(pod, &v1.Container{VolumeDevices: []v1.VolumeDevice{{Name: "disk", DevicePath: "/dev/xvda"}}})
+	must(t, err)
+	if want := []runtime.Device{{Source: device, Target: "/dev/xvda", ReadOnly: true}}; !slices.Equal(devices, want) {
+		t.Errorf("devices %+v", devices)
+	}
+	mounted := &v1.Container{VolumeMounts: []v1.VolumeMount{{Name: "disk", MountPath: "/x"}}}
+	if _, err := m.Mounts(pod, mounted, 0, nil, nil); err == nil || err.Error() != `volume "disk" has volumeMode Block, but is specified in volumeMounts; use volumeDevices` {
+		t.Errorf("error %v", err)
+	}
+	mounts, err := m.Mounts(pod, &v1.Container{Name: "c", VolumeMounts: []v1.VolumeMount{{Name: "tools", MountPath: "/opt", SubPath: "bin"}}}, 0, nil, nil)
+	must(t, err)
+	at := slices.IndexFunc(mounts, func(m runtime.Mount) bool { return m.Target == "/opt" })
+	if !mounts[at].ReadOnly {
+		t.Errorf("mount %+v", mounts[at])
+	}
+	if err := os.WriteFile(filepath.Join(mounts[at].Source, "f"), nil, 0o600); err == nil {
+		t.Error("the image was written to")
+	}
+	must(t, m.Remove(t.Context(), pod.UID))
+	if _, err := os.Stat(filepath.Join(layer, "bin")); err != nil {
+		t.Errorf("removing the pod removed the image: %v", err)
 	}
 }

@@ -18,7 +18,7 @@ import (
 func TestOtherVolumes(t *testing.T) {
 	m, _ := newManager(t)
 	made := map[string]bool{}
-	for _, name := range []string{"hostPath", "emptyDir", "secret", "configMap", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral", "image"} {
+	for _, name := range []string{"hostPath", "emptyDir", "secret", "configMap", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral", "image", "csi", "nfs", "iscsi", "fc"} {
 		made[name] = true
 	}
 	of := reflect.TypeFor[v1.VolumeSource]()
@@ -32,7 +32,7 @@ func TestOtherVolumes(t *testing.T) {
 			reflect.ValueOf(&s).Elem().Field(i).Set(reflect.New(of.Field(i).Type.Elem()))
 			p := testPod(v1.Volume{Name: "v", VolumeSource: s})
 			defer m.Remove(context.Background(), p.UID)
-			want := fmt.Sprintf("volume type %q is not supported by tutti yet; use a PersistentVolumeClaim, an emptyDir or a hostPath", name)
+			want := fmt.Sprintf("volume type %q is not supported by tutti; use a PersistentVolumeClaim, an emptyDir or a hostPath", name)
 			if err := m.Prepare(t.Context(), p); err == nil || !strings.HasSuffix(err.Error(), want) {
 				t.Errorf("error %v, want %s", err, want)
 			}

@@ -153,7 +153,8 @@ func (p *provisioner) next(ctx context.Context) bool {
 	return true
 }
 
-// provision makes the volume of a claim that waits for one here.
+// provision makes the volume of a claim that waits for one here, or sees to it
+// that it is as large as its claim.
 func (p *provisioner) provision(ctx context.Context, it item) error {
 	claim, err := p.claims.PersistentVolumeClaims(it.namespace).Get(it.name)
 	if apierrors.IsNotFound(err) {
@@ -161,6 +162,9 @@ func (p *provisioner) provision(ctx context.Context, it item) error {
 	}
 	if err != nil {
 		return err
+	}
+	if claim.Status.Phase == v1.ClaimBound {
+		return p.grow(ctx, claim)
 	}
 	if claim.Spec.VolumeName != "" || claim.DeletionTimestamp != nil || claim.Spec.StorageClassName == nil {
 		return nil
@@ -196,6 +200,36 @@ func (p *provisioner) provision(ctx context.Context, it item) error {
 	}
 	p.Log.Info("provisioned a local volume", "namespace", it.namespace, "claim", it.name, "volume", pv.Name)
 	p.events.Eventf(claim, v1.EventTypeNormal, "ProvisioningSucceeded", "Successfully provisioned volume %s", pv.Name)
+	return nil
+}
+
+// grow gives a claim the size that it has come to ask for. Nothing keeps a
+// directory from growing: its size is what the API says of it.
+func (p *provisioner) grow(ctx context.Context, claim *v1.PersistentVolumeClaim) error {
+	want, has := claim.Spec.Resources.Requests[v1.ResourceStorage], claim.Status.Capacity[v1.ResourceStorage]
+	if want.Cmp(has) <= 0 {
+		return nil
+	}
+	pv, err := p.volumes.Get(claim.Spec.VolumeName)
+	if apierrors.IsNotFound(err) || err == nil && !p.here(pv) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if size := pv.Spec.Capacity[v1.ResourceStorage]; size.Cmp(want) < 0 {
+		pv = pv.DeepCopy()
+		pv.Spec.Capacity[v1.ResourceStorage] = want
+		if _, err := p.Client.CoreV1().PersistentVolumes().Update(ctx, pv, metav1.UpdateOptions{}); err != nil {
+			return fmt.Errorf("grow volume %s: %w", pv.Name, err)
+		}
+	}
+	claim = claim.DeepCopy()
+	claim.Status.Capacity = v1.ResourceList{v1.ResourceStorage: want}
+	if _, err := p.Client.CoreV1().PersistentVolumeClaims(claim.Namespace).UpdateStatus(ctx, claim, metav1.UpdateOptions{}); err != nil {
+		return fmt.Errorf("grow claim %s/%s: %w", claim.Namespace, claim.Name, err)
+	}
+	p.events.Eventf(claim, v1.EventTypeNormal, "VolumeResizeSuccessful", "Successfully resized volume %s", pv.Name)
 	return nil
 }
 

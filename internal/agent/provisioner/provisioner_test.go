@@ -110,6 +110,22 @@ func TestProvisionAndDelete(t *testing.T) {
 	must(t, err)
 	eventually(t, "the waiting claim has its volume", func() bool { return slices.Contains(names(), "pvc-uid-waiting") })
 
+	// A bound claim grows, and its volume.
+	bound := claim("here", "local", "n1")
+	bound.Spec.VolumeName = "pvc-uid-here"
+	bound.Spec.Resources.Requests[v1.ResourceStorage] = resource.MustParse("2Gi")
+	bound.Status = v1.PersistentVolumeClaimStatus{Phase: v1.ClaimBound, Capacity: v1.ResourceList{v1.ResourceStorage: resource.MustParse("1Gi")}}
+	_, err = client.CoreV1().PersistentVolumeClaims("ns").Update(ctx, bound, metav1.UpdateOptions{})
+	must(t, err)
+	eventually(t, "the claim has grown", func() bool {
+		c, err := client.CoreV1().PersistentVolumeClaims("ns").Get(ctx, "here", metav1.GetOptions{})
+		must(t, err)
+		return c.Status.Capacity.Storage().String() == "2Gi"
+	})
+	if grown, err := volumes.Get(ctx, "pvc-uid-here", metav1.GetOptions{}); err != nil || grown.Spec.Capacity.Storage().String() != "2Gi" {
+		t.Errorf("the volume: %+v, %v", grown, err)
+	}
+
 	release := func(name string) {
 		pv, err := volumes.Get(ctx, name, metav1.GetOptions{})
 		must(t, err)

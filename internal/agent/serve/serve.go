@@ -68,6 +68,7 @@ const nodeLogs = "/var/log"
 
 // Server answers on the kubelet port.
 type Server struct {
+	Usage
 	cfg     Config
 	handler http.Handler
 }
@@ -81,7 +82,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg}
+	s := &Server{Usage: Usage{NodeName: cfg.NodeName, Pods: cfg.Pods, Runtime: cfg.Runtime, Dir: cfg.Dir}, cfg: cfg}
 	s.handler = a.wrap(s.routes())
 	return s, nil
 }

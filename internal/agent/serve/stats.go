@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
+	"k8s.io/kubernetes/pkg/kubelet/stats/pidlimit"
 	"k8s.io/utils/ptr"
 
 	"tutti.dev/tutti/internal/runtime"
@@ -37,95 +38,133 @@ func (s *Server) summary(w http.ResponseWriter, r *http.Request) {
 	s.writeJSON(w, summary)
 }
 
+// Usage measures what the node and its pods use. It keeps nothing.
+type Usage struct {
+	NodeName string
+	Pods     Pods
+	Runtime  runtime.Runtime
+	Dir      string // data directory
+}
+
 // Get returns what the node and each pod use, disks included.
-func (s *Server) Get(ctx context.Context, _ bool) (*stats.Summary, error) {
-	summary, err := s.GetCPUAndMemoryStats(ctx)
+func (u *Usage) Get(ctx context.Context, _ bool) (*stats.Summary, error) {
+	node, err := u.Node()
 	if err != nil {
 		return nil, err
 	}
-	disk, err := fileSystem(s.cfg.Dir)
+	return &stats.Summary{Node: node, Pods: u.Measure(ctx, u.Pods.Pods(), node.Fs)}, nil
+}
+
+// Node returns what the whole machine uses.
+func (u *Usage) Node() (stats.NodeStats, error) {
+	node, err := u.node()
 	if err != nil {
-		return nil, err
+		return node, err
 	}
-	summary.Node.Fs = disk
-	summary.Node.Runtime = &stats.RuntimeStats{ImageFs: disk, ContainerFs: disk}
-	pods := map[string]*v1.Pod{}
-	for _, p := range s.cfg.Pods.Pods() {
-		pods[string(p.UID)] = p
+	if node.Fs, err = fileSystem(u.Dir); err != nil {
+		return node, err
 	}
-	for i := range summary.Pods {
-		ps := &summary.Pods[i]
-		pod := pods[ps.PodRef.UID]
-		if pod == nil {
+	node.Runtime = &stats.RuntimeStats{ImageFs: node.Fs, ContainerFs: node.Fs}
+	if node.Rlimit, err = pidlimit.Stats(); err != nil {
+		return node, fmt.Errorf("count the machine's processes: %w", err)
+	}
+	return node, nil
+}
+
+// Measure returns what pods use of everything. It walks through all the files
+// that they have written on disk.
+func (u *Usage) Measure(ctx context.Context, pods []*v1.Pod, disk *stats.FsStats) []stats.PodStats {
+	list := []stats.PodStats{}
+	for _, p := range pods {
+		ps := u.podStats(ctx, p)
+		u.written(p, disk, &ps)
+		list = append(list, ps)
+	}
+	return list
+}
+
+// written adds what a pod has written: its containers' layers and logs, and
+// its volumes that are on this machine's disk.
+func (u *Usage) written(p *v1.Pod, disk *stats.FsStats, ps *stats.PodStats) {
+	var total volume.Used
+	for i := range ps.Containers {
+		c := &ps.Containers[i]
+		logs := measure(filepath.Dir(LogFile(u.Dir, p, c.Name, 0)))
+		layer := volume.Used{Bytes: int64(*c.Rootfs.UsedBytes), Inodes: int64(*c.Rootfs.InodesUsed)}
+		c.Logs, c.Rootfs = part(disk, logs), part(disk, layer)
+		total.Add(logs)
+		total.Add(layer)
+	}
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		if v.EmptyDir == nil || v.EmptyDir.Medium != v1.StorageMediumDefault {
 			continue
 		}
-		var total uint64
-		for j := range ps.Containers {
-			c := &ps.Containers[j]
-			logs := used(disk, sizeOf(filepath.Dir(LogFile(s.cfg.Dir, pod, c.Name, 0))))
-			c.Logs = logs
-			c.Rootfs = used(disk, *c.Rootfs.UsedBytes)
-			total += *logs.UsedBytes + *c.Rootfs.UsedBytes
-		}
-		total += sizeOf(filepath.Join(volume.Layout(s.cfg.Dir).Pod(ps.PodRef.UID), "volumes"))
-		ps.EphemeralStorage = used(disk, total)
+		used := measure(volume.Layout(u.Dir).Volume(string(p.UID), "emptyDir", v.Name))
+		ps.VolumeStats = append(ps.VolumeStats, stats.VolumeStats{Name: v.Name, FsStats: *part(disk, used)})
+		total.Add(used)
 	}
-	return summary, nil
+	ps.EphemeralStorage = part(disk, total)
 }
 
 // GetCPUAndMemoryStats returns what the node and each pod use of processors
 // and memory. A container that ends meanwhile is left out.
-func (s *Server) GetCPUAndMemoryStats(ctx context.Context) (*stats.Summary, error) {
-	node, err := s.node()
+func (u *Usage) GetCPUAndMemoryStats(ctx context.Context) (*stats.Summary, error) {
+	node, err := u.node()
 	if err != nil {
 		return nil, err
 	}
 	summary := &stats.Summary{Node: node, Pods: []stats.PodStats{}}
-	for _, p := range s.cfg.Pods.Pods() {
-		ps := stats.PodStats{
-			PodRef:     stats.PodReference{Name: p.Name, Namespace: p.Namespace, UID: string(p.UID)},
-			StartTime:  ptr.Deref(p.Status.StartTime, p.CreationTimestamp),
-			Containers: []stats.ContainerStats{},
-		}
-		var cpu, memory, workSet, processes uint64
-		s.running(ctx, p, func(c *v1.Container, status runtime.Status, u runtime.Stats) {
-			at := metav1.NewTime(u.Time)
-			ps.Containers = append(ps.Containers, stats.ContainerStats{
-				Name:      c.Name,
-				StartTime: metav1.NewTime(status.StartedAt),
-				CPU:       &stats.CPUStats{Time: at, UsageCoreNanoSeconds: ptr.To(uint64(u.CPU))},
-				Memory:    &stats.MemoryStats{Time: at, UsageBytes: ptr.To(uint64(u.Memory)), WorkingSetBytes: ptr.To(uint64(u.WorkSet))},
-				Rootfs:    &stats.FsStats{Time: at, UsedBytes: ptr.To(uint64(u.WritableLayer))},
-			})
-			cpu, memory, workSet, processes = cpu+uint64(u.CPU), memory+uint64(u.Memory), workSet+uint64(u.WorkSet), processes+uint64(u.Processes)
-		})
-		if len(ps.Containers) > 0 {
-			now := metav1.Now()
-			ps.CPU = &stats.CPUStats{Time: now, UsageCoreNanoSeconds: &cpu}
-			ps.Memory = &stats.MemoryStats{Time: now, UsageBytes: &memory, WorkingSetBytes: &workSet}
-			ps.ProcessStats = &stats.ProcessStats{ProcessCount: &processes}
-		}
-		summary.Pods = append(summary.Pods, ps)
+	for _, p := range u.Pods.Pods() {
+		summary.Pods = append(summary.Pods, u.podStats(ctx, p))
 	}
 	return summary, nil
 }
 
+// podStats returns what the runtime knows of a pod's containers.
+func (u *Usage) podStats(ctx context.Context, p *v1.Pod) stats.PodStats {
+	ps := stats.PodStats{
+		PodRef:     stats.PodReference{Name: p.Name, Namespace: p.Namespace, UID: string(p.UID)},
+		StartTime:  ptr.Deref(p.Status.StartTime, p.CreationTimestamp),
+		Containers: []stats.ContainerStats{},
+	}
+	var cpu, memory, workSet, processes uint64
+	u.running(ctx, p, func(c *v1.Container, status runtime.Status, used runtime.Stats) {
+		at := metav1.NewTime(used.Time)
+		ps.Containers = append(ps.Containers, stats.ContainerStats{
+			Name:      c.Name,
+			StartTime: metav1.NewTime(status.StartedAt),
+			CPU:       &stats.CPUStats{Time: at, UsageCoreNanoSeconds: ptr.To(uint64(used.CPU))},
+			Memory:    &stats.MemoryStats{Time: at, UsageBytes: ptr.To(uint64(used.Memory)), WorkingSetBytes: ptr.To(uint64(used.WorkSet))},
+			Rootfs:    &stats.FsStats{Time: at, UsedBytes: ptr.To(uint64(used.WritableLayer)), InodesUsed: ptr.To(uint64(used.WritableInodes))},
+		})
+		cpu, memory, workSet, processes = cpu+uint64(used.CPU), memory+uint64(used.Memory), workSet+uint64(used.WorkSet), processes+uint64(used.Processes)
+	})
+	if len(ps.Containers) > 0 {
+		now := metav1.Now()
+		ps.CPU = &stats.CPUStats{Time: now, UsageCoreNanoSeconds: &cpu}
+		ps.Memory = &stats.MemoryStats{Time: now, UsageBytes: &memory, WorkingSetBytes: &workSet}
+		ps.ProcessStats = &stats.ProcessStats{ProcessCount: &processes}
+	}
+	return ps
+}
+
 // running calls f with each running container of a pod and what it uses. One
 // that ends meanwhile is left out.
-func (s *Server) running(ctx context.Context, p *v1.Pod, f func(*v1.Container, runtime.Status, runtime.Stats)) {
+func (u *Usage) running(ctx context.Context, p *v1.Pod, f func(*v1.Container, runtime.Status, runtime.Stats)) {
 	podutil.VisitContainers(&p.Spec, podutil.AllContainers, func(c *v1.Container, _ podutil.ContainerType) bool {
-		status, err := s.cfg.Pods.Find(p.UID, c.Name)
+		status, err := u.Pods.Find(p.UID, c.Name)
 		if err != nil || status.State != runtime.Running {
 			return true
 		}
-		if u, err := s.cfg.Runtime.Stats(ctx, status.ID); err == nil {
-			f(c, status, u)
+		if used, err := u.Runtime.Stats(ctx, status.ID); err == nil {
+			f(c, status, used)
 		}
 		return true
 	})
 }
 
-func (s *Server) node() (stats.NodeStats, error) {
+func (u *Usage) node() (stats.NodeStats, error) {
 	cpu, boot, err := processors()
 	if err != nil {
 		return stats.NodeStats{}, err
@@ -137,7 +176,7 @@ func (s *Server) node() (stats.NodeStats, error) {
 	now := metav1.Now()
 	kib := func(name string) uint64 { return memory[name] << 10 }
 	return stats.NodeStats{
-		NodeName:  s.cfg.NodeName,
+		NodeName:  u.NodeName,
 		StartTime: metav1.NewTime(boot),
 		CPU:       &stats.CPUStats{Time: now, UsageCoreNanoSeconds: ptr.To(uint64(cpu))},
 		Memory: &stats.MemoryStats{
@@ -214,16 +253,19 @@ func fileSystem(dir string) (*stats.FsStats, error) {
 	}, nil
 }
 
-// used is a part of a file system.
-func used(whole *stats.FsStats, bytes uint64) *stats.FsStats {
-	return &stats.FsStats{Time: whole.Time, AvailableBytes: whole.AvailableBytes, CapacityBytes: whole.CapacityBytes, UsedBytes: &bytes}
+// part is a part of a file system.
+func part(whole *stats.FsStats, used volume.Used) *stats.FsStats {
+	return &stats.FsStats{
+		Time: whole.Time, AvailableBytes: whole.AvailableBytes, CapacityBytes: whole.CapacityBytes, UsedBytes: ptr.To(uint64(used.Bytes)),
+		InodesFree: whole.InodesFree, Inodes: whole.Inodes, InodesUsed: ptr.To(uint64(used.Inodes)),
+	}
 }
 
-// sizeOf is 0 for what is not there.
-func sizeOf(dir string) uint64 {
-	n, err := volume.Size(dir)
+// measure is 0 for what is not there.
+func measure(dir string) volume.Used {
+	used, err := volume.Measure(dir)
 	if err != nil {
-		return 0
+		return volume.Used{}
 	}
-	return uint64(n)
+	return used
 }

@@ -23,6 +23,11 @@ const (
 	minQuota     = 1000
 )
 
+// PodPids is how many processes and threads a pod may have. A kubelet has no
+// such limit unless it is told one. It stops a fork bomb long before the
+// machine's own ids run out, and while two processors can still bear it.
+const PodPids = 1024
+
 func shares(milli int64) int64 {
 	return min(max(milli*sharesPerCPU/1000, minShares), maxShares)
 }
@@ -34,6 +39,13 @@ func quota(milli int64) int64 {
 	return max(milli*period/1000, minQuota)
 }
 
+// BestEffort is the control group, below the runtime's root, of pods that ask
+// for nothing: together they get what others leave (BestEffortShares).
+const (
+	BestEffort       = "besteffort"
+	BestEffortShares = minShares
+)
+
 // Cgroup is the pod's control group below the runtime's root.
 func Cgroup(p *v1.Pod) string {
 	name := "pod" + string(p.UID)
@@ -43,7 +55,7 @@ func Cgroup(p *v1.Pod) string {
 	case v1.PodQOSBurstable:
 		return path.Join("burstable", name)
 	}
-	return path.Join("besteffort", name)
+	return path.Join(BestEffort, name)
 }
 
 // PodResources are those of a pod as a whole: what it says itself, or what its
@@ -60,7 +72,7 @@ func PodResources(p *v1.Pod) runtime.Resources {
 	if own := p.Spec.Resources; own != nil {
 		cpu, memory = cpu || !own.Limits.Cpu().IsZero(), memory || !own.Limits.Memory().IsZero()
 	}
-	r := runtime.Resources{CPUShares: minShares, HugePages: hugePages(requests)}
+	r := runtime.Resources{CPUShares: minShares, Pids: PodPids, HugePages: hugePages(requests)}
 	if v1qos.GetPodQOS(p) == v1.PodQOSBestEffort {
 		return r
 	}

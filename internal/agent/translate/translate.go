@@ -18,6 +18,7 @@ import (
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	"k8s.io/kubernetes/pkg/kubelet/qos"
 	"k8s.io/kubernetes/pkg/kubelet/util/format"
+	"k8s.io/kubernetes/pkg/security/apparmor"
 	"k8s.io/kubernetes/pkg/securitycontext"
 
 	"tutti.dev/tutti/internal/agent/pod"
@@ -110,6 +111,7 @@ type Input struct {
 	Layers    []string
 	Args, Env []string
 	Mounts    []runtime.Mount
+	Devices   []runtime.Device
 	// JoinPID is the run whose processes an ephemeral container asks to see.
 	JoinPID *runtime.ID
 }
@@ -145,13 +147,16 @@ func Workload(in Input, m Machine) (runtime.Workload, error) {
 		Dir:             dir,
 		User:            user,
 		Groups:          groups(p),
+		OnlyGroups:      onlyGroups(p),
 		RequireNonRoot:  isTrue(sc.RunAsNonRoot),
 		Privileged:      isTrue(sc.Privileged),
 		Capabilities:    capabilities(sc.Capabilities),
 		NoNewPrivileges: securitycontext.AddNoNewPrivileges(sc),
 		Seccomp:         seccomp,
+		AppArmor:        appArmor(p, c),
 		Unmasked:        sc.ProcMount != nil && *sc.ProcMount == v1.UnmaskedProcMount,
 		Mounts:          in.Mounts,
+		Devices:         in.Devices,
 		Resources:       ContainerResources(p, c),
 		OOMScoreAdj:     &oom,
 		JoinPID:         in.JoinPID,
@@ -240,6 +245,12 @@ func groups(p *v1.Pod) []int64 {
 	return g
 }
 
+// onlyGroups says whether the image has no say in the groups (KEP-3619).
+func onlyGroups(p *v1.Pod) bool {
+	sc := p.Spec.SecurityContext
+	return sc != nil && sc.SupplementalGroupsPolicy != nil && *sc.SupplementalGroupsPolicy == v1.SupplementalGroupsPolicyStrict
+}
+
 // capabilities applies what is added and dropped to the default set. ALL is
 // every one that the kernel knows; adding wins over dropping ALL, dropping
 // wins over adding ALL.
@@ -302,6 +313,20 @@ func seccompOf(p *v1.Pod, c *v1.Container, m Machine) (string, error) {
 		return filepath.Join(m.DataDir, "seccomp", *s.LocalhostProfile), nil
 	}
 	return "", fmt.Errorf("seccomp profile of type %s cannot be used", s.Type)
+}
+
+// appArmor is the profile of a container in the runtime's words. Admission has
+// seen to it that one that is asked for can be had.
+func appArmor(p *v1.Pod, c *v1.Container) string {
+	switch profile := apparmor.GetProfile(p, c); {
+	case profile == nil:
+		return ""
+	case profile.Type == v1.AppArmorProfileTypeLocalhost && profile.LocalhostProfile != nil:
+		return *profile.LocalhostProfile
+	case profile.Type == v1.AppArmorProfileTypeUnconfined:
+		return "unconfined"
+	}
+	return "default"
 }
 
 // StopSignal is what asks a container to end: the pod's wish, the image's, or

@@ -22,11 +22,12 @@ func Overlay(target string, layers []string, upper, work string) error {
 }
 
 // OverlayReadOnly mounts the layers, lowest first, on target, an empty
-// directory. Nothing in them can be changed, executed or used as a device.
+// directory. Nothing in them can be changed or used as a device, and no
+// program in them gets its owner's rights.
 func OverlayReadOnly(target string, layers []string) error {
 	// The kernel wants two layers at least: target itself is the second.
 	layers = append([]string{target}, layers...)
-	return overlay(target, layers, unix.MS_RDONLY|unix.MS_NOEXEC|unix.MS_NODEV|unix.MS_NOSUID)
+	return overlay(target, layers, unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID)
 }
 
 // overlay takes further directories as pairs of an option and its value.
@@ -68,6 +69,40 @@ func overlay(target string, layers []string, flags uintptr, more ...string) erro
 	}
 	if err := unix.Mount("overlay", target, "overlay", flags, options); err != nil {
 		return fmt.Errorf("mount overlay of %d layers on %s: %w", len(layers), target, err)
+	}
+	return nil
+}
+
+// ErrUnmappable says that a file system cannot be mounted with other owners.
+var ErrUnmappable = errors.New("it cannot be mounted with other owners (idmapped)")
+
+// IDMapped makes source, a file or a directory, visible at target, which
+// exists: what there belongs to an ID of the user namespace at the path userns
+// belongs to the machine's own ID of the same number in source. What is
+// mounted below source is left out. An empty target only tries.
+func IDMapped(source, target, userns string) error {
+	ns, err := os.Open(userns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return &os.PathError{Op: "open_tree", Path: source, Err: err}
+	}
+	defer unix.Close(tree)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
+			err = ErrUnmappable
+		}
+		return fmt.Errorf("%s: %w", source, err)
+	}
+	if target == "" {
+		return nil
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", source, target, err)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"github.com/containerd/containerd/v2/pkg/sys"
 	"golang.org/x/sys/unix"
 
 	"tutti.dev/tutti/internal/host/mount"
@@ -22,6 +23,8 @@ const (
 	UTS Kind = "uts"
 	Net Kind = "net"
 	PID Kind = "pid"
+	// User is made by MakeOwned only.
+	User Kind = "user"
 )
 
 var flags = map[Kind]int{IPC: unix.CLONE_NEWIPC, UTS: unix.CLONE_NEWUTS, Net: unix.CLONE_NEWNET}
@@ -82,6 +85,37 @@ func pinned(dir string, kinds []Kind, join map[Kind]string, setup func() error) 
 		if err := Pin("/proc/thread-self/ns/"+string(kind), filepath.Join(dir, string(kind))); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// MakeOwned makes a user namespace in which the IDs 0 to size-1 are first to
+// first+size-1 of the machine, of users and groups alike, and in it, so that
+// it has a say in them, new namespaces of the given kinds. It pins all to files
+// of dir that are called like their kind, the user namespace last: once that
+// is there, all are. What an interrupted call has left is replaced.
+func MakeOwned(dir string, first, size uint32, kinds []Kind) error {
+	all := 0
+	for _, kind := range kinds {
+		all |= flags[kind]
+	}
+	ids := fmt.Sprintf("0:%d:%d", first, size)
+	// A thread cannot enter a user namespace when others run beside it: the
+	// namespaces are those of a process that never gets to run.
+	err := sys.UnshareAfterEnterUserns(ids, ids, uintptr(all), func(pid int) error {
+		for _, kind := range append(kinds[:len(kinds):len(kinds)], User) {
+			path := filepath.Join(dir, string(kind))
+			if err := Unpin(path); err != nil {
+				return err
+			}
+			if err := Pin(fmt.Sprintf("/proc/%d/ns/%s", pid, kind), path); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("make user namespace of IDs %d to %d: %w", first, first+size-1, err)
 	}
 	return nil
 }

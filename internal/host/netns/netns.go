@@ -29,20 +29,37 @@ func Create(path string, configure func() error) error {
 	if pinned {
 		return Do(path, configure)
 	}
+	return visit(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("create network namespace: %w", err)
+		}
+		return Pin(current, path)
+	}, configure)
+}
+
+// Pin pins the namespace at source, which may be pinned already, at path too.
+func Pin(source, path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return fmt.Errorf("pin network namespace: %w", err)
 	}
 	_ = f.Close()
-	return visit(func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("create network namespace: %w", err)
-		}
-		if err := unix.Mount(current, path, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("pin network namespace at %s: %w", path, err)
-		}
-		return nil
-	}, configure)
+	if err := unix.Mount(source, path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("pin network namespace at %s: %w", path, err)
+	}
+	return nil
+}
+
+// Same tells whether two paths are of one namespace.
+func Same(a, b string) (bool, error) {
+	var at, bt unix.Stat_t
+	if err := unix.Stat(a, &at); err != nil {
+		return false, fmt.Errorf("stat network namespace %s: %w", a, err)
+	}
+	if err := unix.Stat(b, &bt); err != nil {
+		return false, fmt.Errorf("stat network namespace %s: %w", b, err)
+	}
+	return at.Dev == bt.Dev && at.Ino == bt.Ino, nil
 }
 
 // Do runs f on a thread that is in the namespace pinned at path.

@@ -40,6 +40,26 @@ func Install(dir string) (string, error) {
 	return path, os.Rename(name, path)
 }
 
+// Prune removes from dir every other program that Install has put there, and
+// what one that was killed has left of it. A program that still runs, as a
+// pod's first process may, runs on.
+func Prune(dir, keep string) error {
+	var errs []error
+	for _, pattern := range []string{"tutti-keeper-*", ".tutti-keeper-*"} {
+		found, err := filepath.Glob(filepath.Join(dir, pattern))
+		errs = append(errs, err)
+		for _, path := range found {
+			if path != keep {
+				errs = append(errs, os.Remove(path))
+			}
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove old keepers: %w", err)
+	}
+	return nil
+}
+
 // write puts the program into a new file in dir, on the disk.
 func write(dir string) (name string, err error) {
 	// A program that is forked meanwhile would hold the file open for writing

@@ -28,6 +28,26 @@ func TestInstall(t *testing.T) {
 	}
 }
 
+func TestPrune(t *testing.T) {
+	dir := t.TempDir()
+	path, err := Install(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"tutti-keeper-0123456789ab", ".tutti-keeper-half", "another"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Prune(dir, path); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 2 || entries[0].Name() != "another" || entries[1].Name() != filepath.Base(path) {
+		t.Errorf("left: %v %v", entries, err)
+	}
+}
+
 // What the process forks meanwhile must not keep the program from being
 // executed ("text file busy").
 func TestInstallAmongForks(t *testing.T) {

@@ -28,6 +28,8 @@ func (s *Server) attend(w *workload) {
 		}
 		s.log.Error("cannot wait for workload", "workload", w.rec.ID, "err", err)
 	}
+	s.ending.RLock()
+	defer s.ending.RUnlock()
 	status, known := s.children.reap(w.rec.PID)
 	if !known {
 		status, known = process.ExitStatus(w.pidfd, reapPatience)

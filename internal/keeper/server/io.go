@@ -147,6 +147,20 @@ func (s *Server) exec(w *workload, c *client) (int32, error) {
 	if err != nil {
 		return 0, err
 	}
+	container, err := libcontainer.Load(s.runcDir(), w.rec.ID)
+	if err != nil {
+		return 0, fmt.Errorf("load container: %w", err)
+	}
+	config := container.Config()
+	root := rootOf(&config)
+	for _, f := range []*os.File{c.stdin, c.stdout, c.stderr} {
+		if f == nil {
+			continue
+		}
+		if err := root.own(f); err != nil {
+			return 0, err
+		}
+	}
 	proc.ConsoleSocket = c.console
 	if c.stdin != nil {
 		proc.Stdin = c.stdin
@@ -156,10 +170,6 @@ func (s *Server) exec(w *workload, c *client) (int32, error) {
 	}
 	if c.stderr != nil {
 		proc.Stderr = c.stderr
-	}
-	container, err := libcontainer.Load(s.runcDir(), w.rec.ID)
-	if err != nil {
-		return 0, fmt.Errorf("load container: %w", err)
 	}
 	s.children.begin()
 	err = container.Run(proc)

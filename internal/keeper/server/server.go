@@ -54,6 +54,10 @@ type Server struct {
 	closing   bool
 	starts    sync.WaitGroup // calls of Start that run
 
+	// ending is held for reading from when a workload's exit is taken from
+	// the kernel, which tells it once, until it is recorded.
+	ending sync.RWMutex
+
 	ttrpc, io net.Listener
 	lock      *os.File
 }

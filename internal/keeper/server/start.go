@@ -44,9 +44,12 @@ func (s *Server) launch(w *workload, req *protocol.StartRequest) error {
 	if err := w.saveProcess(spec.Process); err != nil {
 		return err
 	}
+	// To read the mappings of a user namespace takes a child.
+	s.children.begin()
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName: req.Id, NoNewKeyring: true, Spec: spec,
 	})
+	s.children.end(0)
 	if err != nil {
 		return status.Errorf(codes.InvalidArgument, "%v", err)
 	}
@@ -76,7 +79,7 @@ func (s *Server) launch(w *workload, req *protocol.StartRequest) error {
 		return fmt.Errorf("open log: %w", err)
 	}
 	w.out = out
-	child, receive, err := w.openStreams(proc)
+	child, receive, err := w.openStreams(proc, rootOf(config))
 	defer func() {
 		for _, f := range child {
 			f.Close()
@@ -147,7 +150,7 @@ const (
 //
 // The process holds each of its FIFOs for reading and writing, so that it
 // lives on, at most waiting for room, while there is no keeper.
-func (w *workload) openStreams(proc *libcontainer.Process) (child []*os.File, receive *os.File, err error) {
+func (w *workload) openStreams(proc *libcontainer.Process, root owner) (child []*os.File, receive *os.File, err error) {
 	env := w.rec.Envelope
 	if env.Tty {
 		receive, proc.ConsoleSocket, err = utils.NewSockPair("console")
@@ -170,6 +173,7 @@ func (w *workload) openStreams(proc *libcontainer.Process) (child []*os.File, re
 		}
 		if f, err = open(name, flags); err == nil {
 			child = append(child, f)
+			err = root.own(f)
 		}
 		return f, err
 	}
@@ -204,6 +208,32 @@ func (w *workload) openStreams(proc *libcontainer.Process) (child []*os.File, re
 		}
 	}
 	return child, nil, nil
+}
+
+// owner is the root of a container as the machine sees it.
+type owner struct{ uid, gid int }
+
+// rootOf asks a configuration that has been accepted, so that it knows.
+func rootOf(config *configs.Config) owner {
+	uid, _ := config.HostRootUID()
+	gid, _ := config.HostRootGID()
+	return owner{uid, gid}
+}
+
+// own gives a pipe to the container's root, who then can give it to the
+// process's user. Other files are left as they are.
+func (o owner) own(f *os.File) error {
+	if o.uid == 0 {
+		return nil
+	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	if stat.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return nil
+	}
+	return os.NewSyscallError("fchown", unix.Fchown(int(f.Fd()), o.uid, o.gid))
 }
 
 // openFIFOs opens the keeper's ends of the FIFOs and reads them.

@@ -38,6 +38,9 @@ func (s *Server) Upgrade(ctx context.Context, req *protocol.UpgradeRequest) (*pr
 	s.closing = true
 	s.mu.Unlock()
 	s.starts.Wait()
+	// An exit that was taken from the kernel is recorded first; one that
+	// comes from now on is the next program's to take.
+	s.ending.Lock()
 	s.log.Info("replacing this program", "old", s.binary, "new", req.Binary)
 	h, err := s.handOver()
 	if err == nil {

@@ -3,9 +3,10 @@
 // hold them:
 //
 //	pods/<uid>/pod.json                              the pod as it was opened
-//	pods/<uid>/ns/{ipc,uts,pid}                      its pinned namespaces
+//	pods/<uid>/ns/{ipc,uts,pid,user,net}             its pinned namespaces
 //	pods/<uid>/shm                                   its /dev/shm
 //	pods/<uid>/containers/<name>/<attempt>/          upper, work, root
+//	/run/<cgroup root>/<uid>_<name>_<attempt>/root   the root in a pod with a user namespace
 package container
 
 import (
@@ -48,7 +49,8 @@ type Config struct {
 // Runtime implements runtime.Runtime.
 type Runtime struct {
 	Config
-	locks locks
+	locks     locks
+	canMapIDs func() error // looks once
 }
 
 var _ runtime.Runtime = (*Runtime)(nil)
@@ -66,7 +68,9 @@ func New(c Config) (*Runtime, error) {
 		return nil, err
 	}
 	c.Dir = dir
-	return &Runtime{Config: c}, nil
+	r := &Runtime{Config: c}
+	r.canMapIDs = sync.OnceValue(r.probeIDs)
+	return r, nil
 }
 
 // Start implements runtime.Runtime.
@@ -102,7 +106,7 @@ func (r *Runtime) Start(ctx context.Context, w runtime.Workload) (runtime.Status
 		return runtime.Status{}, fmt.Errorf("start %s: %w", w.ID, err)
 	}
 	if err != nil {
-		if cerr := removeAttempt(dir); cerr != nil {
+		if cerr := r.removeAttempt(w.ID, dir); cerr != nil {
 			r.Log.Error("failed start left something behind", "workload", w.ID.String(), "err", cerr)
 		}
 		return runtime.Status{}, fmt.Errorf("start %s: %w", w.Name, convert(err))
@@ -111,16 +115,11 @@ func (r *Runtime) Start(ctx context.Context, w runtime.Workload) (runtime.Status
 }
 
 func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload, dir string) (*protocol.Workload, error) {
-	if err := removeAttempt(dir); err != nil {
+	if err := r.removeAttempt(w.ID, dir); err != nil {
 		return nil, err
 	}
-	root := filepath.Join(dir, "root")
-	for _, d := range []string{"upper", "work", "root"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			return nil, err
-		}
-	}
-	if err := mount.Overlay(root, w.Layers, filepath.Join(dir, "upper"), filepath.Join(dir, "work")); err != nil {
+	root, err := r.mountRoot(pod, w, dir)
+	if err != nil {
 		return nil, err
 	}
 	spec, err := r.spec(ctx, pod, w, root)
@@ -144,12 +143,46 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 		labelPod: w.Pod, labelName: w.Name, labelAttempt: strconv.Itoa(w.Attempt),
 		labelStopSignal: strconv.Itoa(int(w.StopSignal)),
 	}
+	u := spec.Process.User
+	user, err := json.Marshal(runtime.User{UID: int64(u.UID), GID: int64(u.GID), Groups: int64s(u.AdditionalGids)})
+	if err != nil {
+		return nil, err
+	}
+	labels[labelProcessUser] = string(user)
 	for k, v := range w.Labels {
 		labels[labelUser+k] = v
 	}
 	return r.Keeper.Start(ctx, w.ID.String(), data, &protocol.Envelope{
 		Log: w.Log, Tty: w.TTY, Stdin: w.Stdin, StdinOnce: w.StdinOnce, Labels: labels,
 	})
+}
+
+// mountRoot mounts a workload's layers and its writable one.
+func (r *Runtime) mountRoot(pod runtime.Pod, w runtime.Workload, dir string) (root string, err error) {
+	root, layers := r.rootDir(pod, w.ID), w.Layers
+	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	for _, d := range []string{upper, work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return "", err
+		}
+	}
+	if pod.IDs.Size == 0 {
+		if err := os.MkdirAll(root, 0o755); err != nil {
+			return "", err
+		}
+		return root, mount.Overlay(root, layers, upper, work)
+	}
+	if err := r.makeOpenRoot(pod, w.ID); err != nil {
+		return "", err
+	}
+	if err := os.Chown(upper, int(pod.IDs.First), int(pod.IDs.First)); err != nil {
+		return "", err
+	}
+	layers, done, err := r.mapLayers(pod, layers, filepath.Join(dir, mappedDir))
+	if err == nil {
+		err = mount.Overlay(root, layers, upper, work)
+	}
+	return root, errors.Join(err, done())
 }
 
 // What the keeper keeps for this package, and under labelUser for its caller.
@@ -159,7 +192,17 @@ const (
 	labelAttempt    = "attempt"
 	labelStopSignal = "stop-signal"
 	labelUser       = "label/"
+	// labelProcessUser has a runtime.User in JSON.
+	labelProcessUser = "user"
 )
+
+func int64s(list []uint32) []int64 {
+	out := make([]int64, len(list))
+	for i, n := range list {
+		out[i] = int64(n)
+	}
+	return out
+}
 
 func (r *Runtime) status(w *protocol.Workload) runtime.Status {
 	labels := w.GetEnvelope().GetLabels()
@@ -172,6 +215,9 @@ func (r *Runtime) status(w *protocol.Workload) runtime.Status {
 		StartedAt:  time.Unix(0, w.StartedUnixNano).UTC(),
 		Log:        w.GetEnvelope().GetLog(),
 		StopSignal: syscall.Signal(stop),
+	}
+	if user := new(runtime.User); json.Unmarshal([]byte(labels[labelProcessUser]), user) == nil {
+		s.User = user
 	}
 	for k, v := range labels {
 		if name, ok := strings.CutPrefix(k, labelUser); ok {
@@ -216,7 +262,7 @@ func (r *Runtime) Remove(ctx context.Context, id runtime.ID) error {
 	if err := r.Keeper.Remove(ctx, id.String(), false); err != nil {
 		return fmt.Errorf("remove %s: %w", id, convert(err))
 	}
-	if err := removeAttempt(r.attemptDir(id)); err != nil {
+	if err := r.removeAttempt(id, r.attemptDir(id)); err != nil {
 		return fmt.Errorf("remove %s: %w", id, err)
 	}
 	// The container's own directory goes with its last attempt.
@@ -319,31 +365,33 @@ func (r *Runtime) Stats(ctx context.Context, id runtime.ID) (runtime.Stats, erro
 	if err != nil {
 		return runtime.Stats{}, fmt.Errorf("stats of %s: %w", id, convert(err))
 	}
+	bytes, inodes := diskUsage(filepath.Join(r.attemptDir(id), "upper"))
 	return runtime.Stats{
-		Time:          time.Unix(0, s.UnixNano).UTC(),
-		CPU:           time.Duration(s.CpuNanos),
-		Memory:        int64(s.Memory),
-		WorkSet:       int64(s.WorkSet),
-		Processes:     int64(s.Processes),
-		WritableLayer: diskUsage(filepath.Join(r.attemptDir(id), "upper")),
+		Time:           time.Unix(0, s.UnixNano).UTC(),
+		CPU:            time.Duration(s.CpuNanos),
+		Memory:         int64(s.Memory),
+		WorkSet:        int64(s.WorkSet),
+		Processes:      int64(s.Processes),
+		WritableLayer:  bytes,
+		WritableInodes: inodes,
 	}, nil
 }
 
-// diskUsage is what the files below dir occupy; what goes away meanwhile does
-// not count.
-func diskUsage(dir string) (bytes int64) {
+// diskUsage is what dir and the files below it occupy; what goes away
+// meanwhile does not count.
+func diskUsage(dir string) (bytes, inodes int64) {
 	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return nil
 		}
 		if info, err := d.Info(); err == nil {
 			if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-				bytes += stat.Blocks * 512
+				bytes, inodes = bytes+stat.Blocks*512, inodes+1
 			}
 		}
 		return nil
 	})
-	return bytes
+	return bytes, inodes
 }
 
 func (r *Runtime) attemptDir(id runtime.ID) string {
@@ -355,8 +403,9 @@ func (r *Runtime) podDir(id string) string { return filepath.Join(r.Dir, "pods",
 func (r *Runtime) podCgroup(pod runtime.Pod) string { return path.Join("/", r.CgroupRoot, pod.Cgroup) }
 
 // removeAttempt takes away a container's root and writable layer.
-func removeAttempt(dir string) error {
-	if err := mount.Unmount(filepath.Join(dir, "root")); err != nil {
+func (r *Runtime) removeAttempt(id runtime.ID, dir string) error {
+	err := errors.Join(mount.Unmount(filepath.Join(dir, "root")), r.removeOpenRoot(id.String()), removeMapped(filepath.Join(dir, mappedDir)))
+	if err != nil {
 		return err
 	}
 	return os.RemoveAll(dir)
@@ -385,6 +434,11 @@ func Purge(ctx context.Context, dir, cgroupRoot string) error {
 	errs := []error{keeper.Shutdown(ctx, filepath.Join(dir, "keeper"))}
 	if strings.Trim(cgroupRoot, "/") != "" {
 		errs = append(errs, cgroup.Remove(cgroupRoot))
+		if err := mount.UnmountBelow(openRoots(cgroupRoot)); err != nil {
+			errs = append(errs, err)
+		} else {
+			errs = append(errs, os.RemoveAll(openRoots(cgroupRoot)))
+		}
 	}
 	pods, err := os.ReadDir(filepath.Join(dir, "pods"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

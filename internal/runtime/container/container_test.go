@@ -127,6 +127,9 @@ func newMachine(t testing.TB) *machine {
 		if left, err := mount.Below(dir); err != nil || len(left) > 0 {
 			t.Errorf("mounts are left: %q %v", left, err)
 		}
+		if _, err := os.Stat(openRoots(m.root)); !os.IsNotExist(err) {
+			t.Errorf("%s is left: %v", openRoots(m.root), err)
+		}
 		if cgroup.Exists(m.root) {
 			t.Errorf("control group %s is left", m.root)
 		}

@@ -82,6 +82,9 @@ func (r *Runtime) open(ctx context.Context, rec *record, recorded bool) error {
 		if err := mount.Tmpfs(shm, shmSize, 0o777|os.ModeSticky); err != nil {
 			return err
 		}
+		if err := os.Chown(shm, int(pod.IDs.First), int(pod.IDs.First)); err != nil {
+			return err
+		}
 	}
 	if pod.SharePID {
 		return r.startPause(ctx, pod)
@@ -136,6 +139,9 @@ func (r *Runtime) openNamespaces(pod runtime.Pod, dir string) error {
 		kinds = append(kinds, namespace.IPC)
 	}
 	own := pod.NetNS != ""
+	if pod.IDs.Size > 0 {
+		return r.setUpNamespaces(pod, dir)
+	}
 	if own && !mount.Is(filepath.Join(dir, string(namespace.UTS))) {
 		kinds = append(kinds, namespace.UTS)
 	}
@@ -143,9 +149,20 @@ func (r *Runtime) openNamespaces(pod runtime.Pod, dir string) error {
 		return nil
 	}
 	join := map[namespace.Kind]string{}
-	sysctls := map[string]string{}
 	if own {
 		join[namespace.Net] = pod.NetNS
+	}
+	return namespace.Make(dir, kinds, join, func() error { return r.configureNamespaces(pod) })
+}
+
+// configureNamespaces sets what the pod asks for in the namespaces of the
+// calling thread.
+func (r *Runtime) configureNamespaces(pod runtime.Pod) error {
+	sysctls := map[string]string{}
+	if pod.NetNS != "" {
+		if err := unix.Sethostname([]byte(pod.Hostname)); err != nil {
+			return fmt.Errorf("set host name %q: %w", pod.Hostname, err)
+		}
 		// As containerd does: a port below 1024 or a ping is no privilege in
 		// a network of one's own.
 		sysctls["net.ipv4.ip_unprivileged_port_start"] = "0"
@@ -154,22 +171,22 @@ func (r *Runtime) openNamespaces(pod runtime.Pod, dir string) error {
 	for name, value := range pod.Sysctls {
 		sysctls[name] = value
 	}
-	return namespace.Make(dir, kinds, join, func() error {
-		if own {
-			if err := unix.Sethostname([]byte(pod.Hostname)); err != nil {
-				return fmt.Errorf("set host name %q: %w", pod.Hostname, err)
-			}
+	for name, value := range sysctls {
+		if pod.IDs.Size > 0 && !isNetSysctl(name) {
+			continue // only the pod's own root may: each container sets them
 		}
-		for name, value := range sysctls {
-			if err := setSysctl(name, value); err != nil {
-				if _, asked := pod.Sysctls[name]; asked {
-					return fmt.Errorf("%w: set sysctl %s=%s: %v", runtime.ErrInvalid, name, value, err)
-				}
-				r.Log.Debug("sysctl not set", "name", name, "err", err)
+		if err := setSysctl(name, value); err != nil {
+			if _, asked := pod.Sysctls[name]; asked {
+				return fmt.Errorf("%w: set sysctl %s=%s: %v", runtime.ErrInvalid, name, value, err)
 			}
+			r.Log.Debug("sysctl not set", "name", name, "err", err)
 		}
-		return nil
-	})
+	}
+	return nil
+}
+
+func isNetSysctl(name string) bool {
+	return strings.HasPrefix(name, "net.") || strings.HasPrefix(name, "net/")
 }
 
 // setSysctl sets a variable of the calling thread's namespaces. Dots separate
@@ -247,7 +264,7 @@ func (r *Runtime) close(ctx context.Context, podID string) error {
 			return err
 		}
 	}
-	return removeGround(r.podDir(podID))
+	return errors.Join(r.removeOpenRoots(podID), removeGround(r.podDir(podID)))
 }
 
 // pidNamespace opens the PID namespace of a running workload of the pod.

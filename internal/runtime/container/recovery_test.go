@@ -344,6 +344,42 @@ func TestKeeperUpgraded(t *testing.T) {
 	}
 }
 
+// A workload that ends while the keeper replaces its program has ended as it
+// did: nobody else watches, as when a newer server has just started.
+func TestExitAmongUpgrades(t *testing.T) {
+	m := newMachine(t)
+	b := runtimetest.NewBenchWith(t, m.Runtime, layer, runtime.Pod{SharePID: true})
+	data, err := os.ReadFile(binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := filepath.Join(t.TempDir(), "tutti-keeper-newer")
+	if err := os.WriteFile(newer, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var all []runtime.Workload
+	for i := range 30 {
+		// It leaves processes, which the keeper ends before it notes the exit.
+		all = append(all, b.Workload(fmt.Sprintf("w%d", i), fmt.Sprintf("for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; sleep 2.%02d; exit 7", i*3)))
+		b.Start(all[i])
+	}
+	m.Keeper.Close()
+	for begun, i := time.Now(), 0; time.Since(begun) < 4*time.Second; i++ {
+		client, err := keeper.Ensure(b.Ctx, filepath.Join(m.dir, "keeper"), []string{newer, binary}[i%2], m.root+"/keeper")
+		if err != nil {
+			t.Fatal(err)
+		}
+		client.Close()
+	}
+	m.connect()
+	b.Runtime = m.Runtime
+	for _, w := range all {
+		if s := b.Wait(w.ID); s.ExitCode != 7 || s.Unknown {
+			t.Errorf("exit of %s: %s", w.Name, runtimetest.Show(s))
+		}
+	}
+}
+
 // Whenever the keeper dies, each workload runs once, and a start that failed
 // can be repeated.
 func TestNoneRunsTwice(t *testing.T) {

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tutti.dev/tutti/internal/host/cgroup"
+	"tutti.dev/tutti/internal/host/mount"
 	"tutti.dev/tutti/internal/keeper/protocol"
 	"tutti.dev/tutti/internal/runtime"
 )
@@ -57,13 +58,19 @@ func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload,
 	if p.User, err = resolveUser(root, w); err != nil {
 		return nil, err
 	}
+	if size := pod.IDs.Size; size > 0 && (p.User.UID >= size || slices.Max(p.User.AdditionalGids) >= size) {
+		return nil, fmt.Errorf("%w: user %d with groups %v is outside the pod's user namespace; use numbers below %d, or leave hostUsers out", runtime.ErrInvalid, p.User.UID, p.User.AdditionalGids, size)
+	}
+	if p.ApparmorProfile, err = r.appArmor(w); err != nil {
+		return nil, err
+	}
 	p.Capabilities = r.capabilities(w)
 	p.OOMScoreAdj = r.oomScore(w.OOMScoreAdj)
 
 	s.Linux.CgroupsPath = path.Join(r.podCgroup(pod), fmt.Sprintf("%s-%d", w.Name, w.Attempt))
-	devices := s.Linux.Resources.Devices
+	usual := s.Linux.Resources.Devices
 	s.Linux.Resources = resources(w.Resources)
-	s.Linux.Resources.Devices = devices
+	s.Linux.Resources.Devices = usual
 	s.Linux.Namespaces = r.namespaces(pod, w.Privileged)
 	if w.Privileged || w.Unmasked {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
@@ -76,8 +83,19 @@ func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload,
 	} else if s.Linux.Seccomp, err = filter(s, w, root); err != nil {
 		return nil, err
 	}
+	if err := devices(s.Linux, w.Devices); err != nil {
+		return nil, err
+	}
 	if err := r.mounts(s, pod, w); err != nil {
 		return nil, err
+	}
+	if pod.IDs.Size > 0 {
+		s.Linux.Sysctl = map[string]string{}
+		for name, value := range pod.Sysctls {
+			if !isNetSysctl(name) {
+				s.Linux.Sysctl[name] = value
+			}
+		}
 	}
 	return s, nil
 }
@@ -132,8 +150,10 @@ func resolveUser(root string, w runtime.Workload) (specs.User, error) {
 	// The primary group is repeated, so that a process cannot get around a
 	// file's denial for that group by dropping it.
 	u.AdditionalGids = []uint32{u.GID}
-	// Naming a group drops, in the library, those that the image gives the user.
-	if name, _, named := strings.Cut(w.User, ":"); named {
+	if w.OnlyGroups {
+		found.Sgids = nil
+	} else if name, _, named := strings.Cut(w.User, ":"); named {
+		// Naming a group drops, in the library, those that the image gives the user.
 		if own, err := user.GetExecUser(name, nil, read("/etc/passwd"), read("/etc/group")); err == nil {
 			found.Sgids = own.Sgids
 		}
@@ -197,6 +217,9 @@ func (r *Runtime) oomScore(want *int) *int {
 func (r *Runtime) namespaces(pod runtime.Pod, privileged bool) []specs.LinuxNamespace {
 	dir := filepath.Join(r.podDir(pod.ID), "ns")
 	list := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if ns := r.userNS(pod); ns != "" {
+		list = append(list, specs.LinuxNamespace{Type: specs.UserNamespace, Path: ns})
+	}
 	if !pod.HostIPC {
 		list = append(list, specs.LinuxNamespace{Type: specs.IPCNamespace, Path: filepath.Join(dir, "ipc")})
 	}
@@ -235,7 +258,7 @@ func filter(s *specs.Spec, w runtime.Workload, root string) (*specs.LinuxSeccomp
 	}
 	data, err := os.ReadFile(profile)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%w: seccomp profile: %v", runtime.ErrInvalid, err)
+		return nil, fmt.Errorf("%w: there is no seccomp profile %s on this machine; put it there", runtime.ErrInvalid, profile)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
@@ -326,6 +349,14 @@ func (r *Runtime) mounts(s *specs.Spec, pod runtime.Pod, w runtime.Workload) err
 			return fmt.Errorf("%w: mount on %s: %v", runtime.ErrInvalid, m.Target, err)
 		}
 		options := []string{"rbind"}
+		if ns := r.userNS(pod); ns != "" {
+			if err := mount.IDMapped(m.Source, "", ns); errors.Is(err, mount.ErrUnmappable) {
+				return fmt.Errorf("%w: what is to be mounted on %s is on a file system that cannot be mounted with other owners (hostUsers: false); use another volume, or leave hostUsers out", runtime.ErrInvalid, m.Target)
+			} else if err != nil {
+				return fmt.Errorf("mount on %s: %w", m.Target, err)
+			}
+			options = append(options, "idmap")
+		}
 		switch m.Propagation {
 		case "", "private":
 			options = append(options, "rprivate")
@@ -344,6 +375,38 @@ func (r *Runtime) mounts(s *specs.Spec, pod runtime.Pod, w runtime.Workload) err
 			options = append(options, "ro")
 		}
 		s.Mounts = append(s.Mounts, specs.Mount{Destination: path.Clean(m.Target), Type: "bind", Source: m.Source, Options: options})
+	}
+	return nil
+}
+
+// devices adds the workload's own devices and its rights to them.
+func devices(l *specs.Linux, own []runtime.Device) error {
+	for _, d := range own {
+		if !path.IsAbs(d.Target) {
+			return fmt.Errorf("%w: device %q: not an absolute path", runtime.ErrInvalid, d.Target)
+		}
+		var stat unix.Stat_t
+		if err := unix.Stat(d.Source, &stat); err != nil {
+			return fmt.Errorf("%w: device %s: %v", runtime.ErrInvalid, d.Target, &os.PathError{Op: "stat", Path: d.Source, Err: err})
+		}
+		kind := "b"
+		switch stat.Mode & unix.S_IFMT {
+		case unix.S_IFBLK:
+		case unix.S_IFCHR:
+			kind = "c"
+		default:
+			return fmt.Errorf("%w: device %s: %s is not a device", runtime.ErrInvalid, d.Target, d.Source)
+		}
+		access := "rwm"
+		if d.ReadOnly {
+			access = "rm"
+		}
+		major, minor := int64(unix.Major(stat.Rdev)), int64(unix.Minor(stat.Rdev))
+		mode := os.FileMode(stat.Mode & 0o777)
+		l.Devices = append(l.Devices, specs.LinuxDevice{
+			Path: path.Clean(d.Target), Type: kind, Major: major, Minor: minor, FileMode: &mode, UID: &stat.Uid, GID: &stat.Gid,
+		})
+		l.Resources.Devices = append(l.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: kind, Major: &major, Minor: &minor, Access: access})
 	}
 	return nil
 }
@@ -395,7 +458,21 @@ func (r *Runtime) runPause(ctx context.Context, pod runtime.Pod) (*protocol.Work
 		return nil, err
 	}
 	root := filepath.Join(r.podDir(pod.ID), "ns", "root")
-	for _, d := range []string{"", "proc", "dev", "sys"} {
+	if pod.IDs.Size > 0 {
+		id := runtime.ID{Pod: pod.ID}
+		if err := r.makeOpenRoot(pod, id); err != nil {
+			return nil, err
+		}
+		root = r.rootDir(pod, id)
+	}
+	// The pod's root could not make the file itself.
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(root, "init"), nil, 0o755); err != nil {
+		return nil, err
+	}
+	for _, d := range []string{"proc", "dev", "sys"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			return nil, err
 		}
@@ -411,7 +488,7 @@ func (r *Runtime) runPause(ctx context.Context, pod runtime.Pod) (*protocol.Work
 	s.Process.Rlimits = nil
 	s.Process.OOMScoreAdj = r.oomScore(new(-998))
 	s.Linux.CgroupsPath = path.Join(r.podCgroup(pod), "init")
-	s.Linux.Namespaces = r.namespaces(runtime.Pod{ID: pod.ID, NetNS: pod.NetNS, HostIPC: pod.HostIPC}, false)
+	s.Linux.Namespaces = r.namespaces(runtime.Pod{ID: pod.ID, NetNS: pod.NetNS, HostIPC: pod.HostIPC, IDs: pod.IDs}, false)
 	s.Mounts = []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755", "size=64k"}},

@@ -32,6 +32,11 @@ const patience = 30 * time.Second
 // Run tries the runtime that make returns, one for each part of the suite.
 // make registers its own cleanup, which must find nothing left.
 func Run(t *testing.T, make func(t *testing.T) (rt runtime.Runtime, layer string)) {
+	RunWith(t, runtime.Pod{}, make)
+}
+
+// RunWith is Run in pods like the given one.
+func RunWith(t *testing.T, pod runtime.Pod, make func(t *testing.T) (rt runtime.Runtime, layer string)) {
 	for _, test := range []struct {
 		name string
 		run  func(*Bench)
@@ -62,7 +67,7 @@ func Run(t *testing.T, make func(t *testing.T) (rt runtime.Runtime, layer string
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			rt, layer := make(t)
-			test.run(NewBench(t, rt, layer))
+			test.run(NewBenchWith(t, rt, layer, pod))
 		})
 	}
 }
@@ -100,10 +105,21 @@ func NewBenchWith(t testing.TB, rt runtime.Runtime, layer string, pod runtime.Po
 			t.Error(err)
 		}
 	})
-	ground, err := rt.Open(ctx, pod)
-	b.must(err)
-	b.Ground = ground
+	b.Ground = b.open()
 	return b
+}
+
+// open opens the pod and returns what its ground is called.
+func (b *Bench) open() string {
+	b.Helper()
+	if b.Pod.IDs.Size > 0 {
+		netns, err := b.Runtime.(runtime.UserNamespaces).OpenNamespaces(b.Ctx, b.Pod)
+		b.must(err)
+		b.Pod.NetNS = netns
+	}
+	ground, err := b.Runtime.Open(b.Ctx, b.Pod)
+	b.must(err)
+	return ground
 }
 
 func (b *Bench) must(err error) {
@@ -329,6 +345,12 @@ func users(b *Bench) {
 		w.User, w.Groups = c.user, c.groups
 		b.equal(c.user, strings.TrimSpace(b.Output(w)), c.want)
 	}
+	w := b.Workload("only", "id -G")
+	w.User, w.Groups, w.OnlyGroups = "app", []int64{3000}, true
+	b.equal("only the groups asked for", strings.TrimSpace(b.Output(w)), "1000 3000")
+	if u := b.Find(w.ID).User; u == nil || u.UID != 1000 || u.GID != 1000 || !slices.Equal(u.Groups, []int64{1000, 3000}) {
+		b.Errorf("user of the status: %s", Show(b.Find(w.ID)))
+	}
 	for i, user := range []string{"", "root", "0", "nobody-has-this-name"} {
 		w := b.Workload(fmt.Sprintf("root%d", i), "true")
 		w.User, w.RequireNonRoot = user, true
@@ -336,7 +358,7 @@ func users(b *Bench) {
 			b.Errorf("must not be root, user %q: %v", user, err)
 		}
 	}
-	w := b.Workload("nobody", "true")
+	w = b.Workload("nobody", "true")
 	w.User = "nobody-has-this-name"
 	if _, err := b.Runtime.Start(b.Ctx, w); !errors.Is(err, runtime.ErrInvalid) {
 		b.Errorf("unknown user: %v", err)
@@ -761,10 +783,7 @@ func closeKills(b *Bench) {
 	if _, err := b.Runtime.Start(b.Ctx, b.Workload("late", "true")); !errors.Is(err, runtime.ErrNotFound) {
 		b.Errorf("start in a closed pod: %v", err)
 	}
-	ground, err := b.Runtime.Open(b.Ctx, b.Pod)
-	b.must(err)
-	again, err := b.Runtime.Open(b.Ctx, b.Pod)
-	b.must(err)
+	ground, again := b.open(), b.open()
 	b.equal("ground that was there", again, ground)
 	if ground == "" || ground == b.Ground {
 		b.Errorf("ground %q after %q", ground, b.Ground)

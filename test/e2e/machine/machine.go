@@ -245,7 +245,7 @@ func (m *Machine) Close() error {
 			errs = append(errs, h.close())
 		}
 	}
-	errs = append(errs, m.removeCgroups(), os.RemoveAll(m.temp))
+	errs = append(errs, m.removeCgroups(), os.RemoveAll(filepath.Join("/run", m.root())), os.RemoveAll(m.temp))
 	if m.claim != nil {
 		errs = append(errs, m.claim.Close())
 	}

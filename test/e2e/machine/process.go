@@ -136,7 +136,8 @@ func (m *Machine) Server() (Process, error) {
 // Keeper finds the process of the keeper.
 func (m *Machine) Keeper() (Process, error) {
 	return m.find("the keeper", func(p Process) bool {
-		return strings.HasPrefix(p.Name(), "tutti-keeper") && !(len(p.Args) > 1 && p.Args[1] == "init")
+		// Its other lives, "init", "check" and "pause", have no directory.
+		return strings.HasPrefix(p.Name(), "tutti-keeper") && slices.Contains(p.Args, "--dir")
 	})
 }
 

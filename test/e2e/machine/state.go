@@ -53,7 +53,8 @@ func (m *Machine) State() ([]string, error) {
 			return nil, errors.New(r.String())
 		}
 		for line := range strings.Lines(r.Stdout) {
-			if line = volatile.ReplaceAllString(strings.TrimSpace(line), ""); !passing.MatchString(line) {
+			if line = volatile.ReplaceAllString(strings.TrimSpace(line), ""); !passing.MatchString(line) &&
+				(!strings.HasPrefix(line, "/run/tutti-") || strings.HasPrefix(line, "/run/"+m.root())) {
 				lines = append(lines, c.kind+" "+line)
 			}
 		}
@@ -117,12 +118,17 @@ func Left(before, after []string) []string {
 	return diff
 }
 
-// cgroups lists the control groups of this machine's tutti in every
-// hierarchy, parents first. For any data directory but the default one their
-// root is named by a digest of its path.
-func (m *Machine) cgroups() ([]string, error) {
+// root is the name of the root of control groups, and in /run: for any data
+// directory but the default one a digest of its path.
+func (m *Machine) root() string {
 	sum := sha256.Sum256([]byte(m.Dir))
-	root := "tutti-" + hex.EncodeToString(sum[:4])
+	return "tutti-" + hex.EncodeToString(sum[:4])
+}
+
+// cgroups lists the control groups of this machine's tutti in every
+// hierarchy, parents first.
+func (m *Machine) cgroups() ([]string, error) {
+	root := m.root()
 	var groups []string
 	err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
