@@ -102,7 +102,9 @@ func (s *server) startKeeper(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.rooms.keeper, err = keeper.Ensure(ctx, s.join("keeper"), binary, cgroupRoot(s.dir)+"/keeper")
+	s.rooms.keeper, err = keeper.Ensure(ctx, s.join("keeper"), binary, func(pid int) error {
+		return cgroup.Join(cgroupRoot(s.dir)+"/keeper", pid)
+	})
 	if err != nil {
 		return err
 	}

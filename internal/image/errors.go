@@ -73,7 +73,7 @@ func (l *Local) archiveError(ctx context.Context, doing string, readErr, err err
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return failed(ErrBroken, err, "%s: the archive is cut off; make or copy it again", doing)
 	}
-	return failed(ErrBroken, err, "%s: the archive is broken: %v", doing, err)
+	return failed(ErrBroken, err, "%s: the archive is broken (%v); make or copy it again", doing, err)
 }
 
 // pullError says in words for the pod's owner why a pull failed and what to do.

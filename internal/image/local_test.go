@@ -275,15 +275,15 @@ func TestBrokenArchives(t *testing.T) {
 		archive []byte
 		want    string // what the error tells
 	}{
-		"empty":        {nil, "load images: the archive is broken: unrecognized image format"},
+		"empty":        {nil, "load images: the archive is broken (unrecognized image format); make or copy it again"},
 		"text":         {[]byte(strings.Repeat("not a tar at all ", 100)), "load images: the archive is broken, or is no tar archive; make or copy it again"},
 		"cut off":      {good[:len(good)/2], "load images: the archive is cut off; make or copy it again"},
 		"gzip cut off": {gz(t, good)[:len(good)/20], "load images: the archive is cut off; make or copy it again"},
-		"damaged":      {damaged, "load images: the archive is broken, or is no tar archive; make or copy it again"},
+		"damaged":      {damaged, "load images: the archive is broken"},
 		"lacks a blob": {ociLayout(t, lacking, named(lacking.manifest, "lacking:1")),
 			"load images: docker.io/library/lacking:1: the archive lacks " + lacking.layers[0].Digest.String()},
 		"wrong content": {ociLayout(t, wrong, named(wrong.manifest, "wrong:1")),
-			"load images: docker.io/library/wrong:1: the archive is broken: wrong diff id calculated"},
+			"load images: docker.io/library/wrong:1: the archive is broken (wrong diff id calculated"},
 		"no name": {ociLayout(t, p, p.manifest), "load images: the archive does not name its image; save it again with a name, like shop:1"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -22,7 +22,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"tutti.dev/tutti/internal/host/cgroup"
 	"tutti.dev/tutti/internal/keeper/protocol"
 )
 
@@ -46,7 +45,7 @@ const startTimeout = 60 * time.Second
 // is repeated once.
 type Client struct {
 	dir, binary string // no binary: never starts a keeper
-	group       string // control group of keepers
+	place       Place
 
 	mu     sync.Mutex
 	conn   *ttrpc.Client
@@ -55,13 +54,17 @@ type Client struct {
 	witness witness
 }
 
+// Place puts a keeper's process into its control group. It is called again
+// for one that is there already.
+type Place func(pid int) error
+
 // Ensure returns a client of the keeper of dir. If none runs it starts binary
-// as one, in a session and a control group of its own, so that it outlives the
-// caller and what holds for the caller's group does not hold for it; if one
-// runs that was started from another binary, it is asked to replace its
-// program.
-func Ensure(ctx context.Context, dir, binary, group string) (*Client, error) {
-	c := &Client{dir: dir, binary: binary, group: group}
+// as one, in a session of its own and where place puts it, so that it
+// outlives the caller and what holds for the caller's control group does not
+// hold for it; if one runs that was started from another binary, it is asked
+// to replace its program.
+func Ensure(ctx context.Context, dir, binary string, place Place) (*Client, error) {
+	c := &Client{dir: dir, binary: binary, place: place}
 	if _, err := c.connected(ctx); err != nil {
 		return nil, err
 	}
@@ -74,7 +77,7 @@ func Ensure(ctx context.Context, dir, binary, group string) (*Client, error) {
 			return nil, fmt.Errorf("upgrade keeper from %s to %s: %w", info.Binary, binary, err)
 		}
 	}
-	if err := cgroup.Join(group, info.PID); err != nil { // one that was started elsewhere
+	if err := place(info.PID); err != nil { // one that was started elsewhere
 		return nil, err
 	}
 	return c, nil
@@ -314,7 +317,7 @@ func (c *Client) connected(ctx context.Context) (*ttrpc.Client, error) {
 		return nil, fmt.Errorf("%w in %s", ErrNone, c.dir)
 	}
 	if err != nil {
-		conn, err = start(ctx, c.dir, c.binary, c.group)
+		conn, err = start(ctx, c.dir, c.binary, c.place)
 	}
 	if err != nil {
 		return nil, err
@@ -347,7 +350,7 @@ func dial(dir, name, network string) (*net.UnixConn, error) {
 }
 
 // start starts a keeper, or finds the one that somebody else started first.
-func start(ctx context.Context, dir, binary, group string) (conn *net.UnixConn, err error) {
+func start(ctx context.Context, dir, binary string, place Place) (conn *net.UnixConn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -357,7 +360,7 @@ func start(ctx context.Context, dir, binary, group string) (conn *net.UnixConn, 
 		if conn, err = dial(dir, protocol.Socket, "unix"); err == nil {
 			return nil
 		}
-		if err := spawn(ctx, dir, binary, group); err != nil {
+		if err := spawn(ctx, dir, binary, place); err != nil {
 			return err
 		}
 		conn, err = dial(dir, protocol.Socket, "unix")
@@ -370,7 +373,7 @@ func start(ctx context.Context, dir, binary, group string) (conn *net.UnixConn, 
 }
 
 // spawn starts the program and waits until it serves.
-func spawn(ctx context.Context, dir, binary, group string) error {
+func spawn(ctx context.Context, dir, binary string, place Place) error {
 	log, err := os.OpenFile(filepath.Join(dir, "keeper.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -392,7 +395,7 @@ func spawn(ctx context.Context, dir, binary, group string) error {
 		return err
 	}
 	go func() { _ = cmd.Wait() }() // it may die before this process does
-	if err := cgroup.Join(group, cmd.Process.Pid); err != nil {
+	if err := place(cmd.Process.Pid); err != nil {
 		_ = cmd.Process.Kill()
 		return err
 	}

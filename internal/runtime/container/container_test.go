@@ -103,6 +103,9 @@ type machine struct {
 	root string
 }
 
+// place puts a keeper where the others of the machine are.
+func (m *machine) place(pid int) error { return cgroup.Join(m.root+"/keeper", pid) }
+
 func newMachine(t testing.TB) *machine {
 	t.Helper()
 	// Longer than a socket's path may be.
@@ -146,7 +149,7 @@ func (m *machine) connect() {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	client, err := keeper.Ensure(ctx, filepath.Join(m.dir, "keeper"), binary, m.root+"/keeper")
+	client, err := keeper.Ensure(ctx, filepath.Join(m.dir, "keeper"), binary, m.place)
 	if err != nil {
 		m.t.Fatal(err)
 	}

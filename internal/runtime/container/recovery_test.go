@@ -315,10 +315,10 @@ func TestKeeperUpgraded(t *testing.T) {
 	if err := os.WriteFile(broken, []byte("#!/bin/false\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := keeper.Ensure(b.Ctx, filepath.Join(m.dir, "keeper"), broken, m.root+"/keeper"); err == nil {
+	if _, err := keeper.Ensure(b.Ctx, filepath.Join(m.dir, "keeper"), broken, m.place); err == nil {
 		t.Error("a broken program took over")
 	}
-	client, err := keeper.Ensure(b.Ctx, filepath.Join(m.dir, "keeper"), newer, m.root+"/keeper")
+	client, err := keeper.Ensure(b.Ctx, filepath.Join(m.dir, "keeper"), newer, m.place)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,7 +365,7 @@ func TestExitAmongUpgrades(t *testing.T) {
 	}
 	m.Keeper.Close()
 	for begun, i := time.Now(), 0; time.Since(begun) < 4*time.Second; i++ {
-		client, err := keeper.Ensure(b.Ctx, filepath.Join(m.dir, "keeper"), []string{newer, binary}[i%2], m.root+"/keeper")
+		client, err := keeper.Ensure(b.Ctx, filepath.Join(m.dir, "keeper"), []string{newer, binary}[i%2], m.place)
 		if err != nil {
 			t.Fatal(err)
 		}
