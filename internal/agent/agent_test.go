@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -319,20 +320,33 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	b := &bench{T: t, m: newMachine(), dir: t.TempDir(), client: fake.NewClientset()}
-	// As in the API, writing the status changes nothing else.
+	// As in the API, a status is written alone and only over the version that it
+	// was decided on, all else leaves it, and each write makes a version.
+	var (
+		mu      sync.Mutex
+		version int
+	)
 	b.client.PrependReactor("update", "pods", func(action clienttesting.Action) (bool, apiruntime.Object, error) {
-		update, ok := action.(clienttesting.UpdateAction)
-		if !ok || action.GetSubresource() != "status" {
-			return false, nil, nil
-		}
-		p := update.GetObject().(*v1.Pod)
-		stored, err := b.client.Tracker().Get(action.GetResource(), p.Namespace, p.Name)
+		p := action.(clienttesting.UpdateAction).GetObject().DeepCopyObject().(*v1.Pod)
+		mu.Lock()
+		defer mu.Unlock()
+		found, err := b.client.Tracker().Get(action.GetResource(), p.Namespace, p.Name)
 		if err != nil {
 			return true, nil, err
 		}
-		now := stored.DeepCopyObject().(*v1.Pod)
-		now.Status = p.Status
-		return true, now, b.client.Tracker().Update(action.GetResource(), now, p.Namespace)
+		stored := found.DeepCopyObject().(*v1.Pod)
+		if action.GetSubresource() == "status" {
+			if p.ResourceVersion != stored.ResourceVersion {
+				return true, nil, apierrors.NewConflict(action.GetResource().GroupResource(), p.Name, errors.New("it was changed"))
+			}
+			stored.Status = p.Status
+			p = stored
+		} else {
+			p.Status = stored.Status
+		}
+		version++
+		p.ResourceVersion = strconv.Itoa(version)
+		return true, p, b.client.Tracker().Update(action.GetResource(), p, p.Namespace)
 	})
 	b.start()
 	return b
