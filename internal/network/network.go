@@ -287,9 +287,9 @@ func checkID(id string) error {
 }
 
 // Purge undoes all that a Network over dir has done to this machine, with the
-// Service proxy's nftables tables: links, rules, namespaces, settings, and
-// what it kept in dir. It is no error if nothing is there. Nothing may use
-// the network any more.
+// Service proxy's nftables tables: links, rules, namespaces, settings. Only
+// the leases in dir stay: a pod that comes back has the address that it had.
+// It is no error if nothing is there. Nothing may use the network any more.
 func Purge(ctx context.Context, dir string) error {
 	f, err := readFound(dir)
 	if err != nil {
@@ -310,7 +310,7 @@ func Purge(ctx context.Context, dir string) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("purge pod network: %w", err)
 	}
-	for _, path := range []string{foundPath(dir), filepath.Join(dir, "netns"), filepath.Join(dir, "leases")} {
+	for _, path := range []string{foundPath(dir), filepath.Join(dir, "netns")} {
 		if err := os.RemoveAll(path); err != nil {
 			return fmt.Errorf("purge pod network: %w", err)
 		}

@@ -433,8 +433,9 @@ func TestPurge(t *testing.T) {
 	if err := n.SetRange(t.Context(), pods); err != nil {
 		t.Fatal(err)
 	}
-	for i := range 3 {
-		attach(t, n, fmt.Sprint("pod", i), HostPort{HostPort: uint16(8080 + i), PodPort: 80, Protocol: "tcp"})
+	var had [3]Attachment
+	for i := range had {
+		had[i] = attach(t, n, fmt.Sprint("pod", i), HostPort{HostPort: uint16(8080 + i), PodPort: 80, Protocol: "tcp"})
 	}
 	run(t, "nft", "add table ip kube-proxy; add table ip6 kube-proxy; add table ip other")
 	run(t, "nft", "delete table ip other")
@@ -444,8 +445,23 @@ func TestPurge(t *testing.T) {
 		}
 		wantSame(t, before, machine(t))
 	}
-	if left, _ := os.ReadDir(dir); len(left) > 0 {
+	if left, _ := os.ReadDir(dir); len(left) != 1 || left[0].Name() != "leases" {
 		t.Errorf("left: %v", left)
+	}
+
+	// Whoever comes back first, each has its address.
+	n = open(t, dir)
+	if err := n.SetRange(t.Context(), pods); err != nil {
+		t.Fatal(err)
+	}
+	attach(t, n, "another")
+	for i := len(had) - 1; i >= 0; i-- {
+		if again := attach(t, n, had[i].ID, had[i].Ports...); !slices.Equal(again.IPs, had[i].IPs) {
+			t.Errorf("%s comes back with %s, had %s", had[i].ID, again.IPs, had[i].IPs)
+		}
+	}
+	if err := Purge(t.Context(), dir); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -89,15 +89,24 @@ initContainers:
   volumeMounts: [{name: data, mountPath: /data}]
 volumes: [{name: data, emptyDir: {}}]
 `)))
-	n.wait(ns, "pod/box", "condition=Ready")
-	uid := n.field(ns, "pod/box", "{.metadata.uid}")
+	for _, name := range []string{"a", "b", "c"} {
+		n.ok(n.Apply(pod(ns, name, restarting(one("command: [sleep, '100000']"))+"terminationGracePeriodSeconds: 0\n")))
+	}
+	n.kubectl("-n", ns, "wait", "pods", "--all", "--for=condition=Ready", "--timeout=90s")
+	addresses := func() string {
+		return n.kubectl("-n", ns, "get", "pods", "-o", `jsonpath={range .items[*]}{.metadata.name} {.status.podIP}{"\n"}{end}`)
+	}
+	uid, had := n.field(ns, "pod/box", "{.metadata.uid}"), addresses()
 	n.ok(n.Tutti("stop"))
 	nothingRuns(n)
 	if err := n.Up(); err != nil {
 		t.Fatal(err)
 	}
-	n.wait(ns, "pod/box", "jsonpath={.status.containerStatuses[0].restartCount}=1")
-	n.wait(ns, "pod/box", "condition=Ready")
+	n.kubectl("-n", ns, "wait", "pods", "--all", "--for=jsonpath={.status.containerStatuses[0].restartCount}=1", "--timeout=90s")
+	n.kubectl("-n", ns, "wait", "pods", "--all", "--for=condition=Ready", "--timeout=90s")
+	if has := addresses(); has != had {
+		t.Errorf("pods came back with the addresses\n%s and had\n%s", has, had)
+	}
 	if again := n.field(ns, "pod/box", "{.metadata.uid}"); again != uid {
 		t.Errorf("the pod is another one: %s, was %s", again, uid)
 	}
