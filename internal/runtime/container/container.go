@@ -42,8 +42,11 @@ type Config struct {
 	Dir string
 	// CgroupRoot is the control group that holds all others: "tutti-1a2b".
 	CgroupRoot string
-	Keeper     *keeper.Client
-	Log        *slog.Logger
+	// Class sets this runtime's workloads apart from those of others with the
+	// same keeper: List and Watch tell of no others. "" is "container".
+	Class  string
+	Keeper *keeper.Client
+	Log    *slog.Logger
 }
 
 // Runtime implements runtime.Runtime.
@@ -59,6 +62,9 @@ var _ runtime.Runtime = (*Runtime)(nil)
 func New(c Config) (*Runtime, error) {
 	if c.Dir == "" || strings.Trim(c.CgroupRoot, "/") == "" || c.Keeper == nil {
 		return nil, errors.New("container runtime: data directory, cgroup root and keeper are needed")
+	}
+	if c.Class == "" {
+		c.Class = defaultClass
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -140,7 +146,7 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 		return nil, err
 	}
 	labels := map[string]string{
-		labelPod: w.Pod, labelName: w.Name, labelAttempt: strconv.Itoa(w.Attempt),
+		labelClass: r.Class, labelPod: w.Pod, labelName: w.Name, labelAttempt: strconv.Itoa(w.Attempt),
 		labelStopSignal: strconv.Itoa(int(w.StopSignal)),
 	}
 	u := spec.Process.User
@@ -187,6 +193,7 @@ func (r *Runtime) mountRoot(pod runtime.Pod, w runtime.Workload, dir string) (ro
 
 // What the keeper keeps for this package, and under labelUser for its caller.
 const (
+	labelClass      = "class"
 	labelPod        = "pod"
 	labelName       = "name"
 	labelAttempt    = "attempt"
@@ -195,6 +202,20 @@ const (
 	// labelProcessUser has a runtime.User in JSON.
 	labelProcessUser = "user"
 )
+
+// defaultClass is that of workloads which have no label of one, too: there was
+// no other when they were started.
+const defaultClass = "container"
+
+// shows tells whether a workload of the keeper is one that List and Watch tell
+// of.
+func (r *Runtime) shows(w *protocol.Workload) bool {
+	class, labelled := w.GetEnvelope().GetLabels()[labelClass]
+	if !labelled {
+		class = defaultClass
+	}
+	return class == r.Class && !isPause(w)
+}
 
 func int64s(list []uint32) []int64 {
 	out := make([]int64, len(list))
@@ -278,7 +299,7 @@ func (r *Runtime) List(ctx context.Context) ([]runtime.Status, error) {
 	}
 	list := make([]runtime.Status, 0, len(all))
 	for _, w := range all {
-		if !isPause(w) {
+		if r.shows(w) {
 			list = append(list, r.status(w))
 		}
 	}
@@ -295,7 +316,7 @@ func (r *Runtime) Watch(ctx context.Context) (<-chan runtime.Status, error) {
 	go func() {
 		defer close(statuses)
 		for w := range changes {
-			if isPause(w) {
+			if !r.shows(w) {
 				continue
 			}
 			select {
