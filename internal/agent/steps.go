@@ -247,6 +247,7 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, s pod.St
 	w, err := translate.Workload(translate.Input{
 		Pod: p, Container: c, Attempt: id.Attempt, Round: s.Round, Image: img.Image, ImageID: imageID(img.Image), Ground: ground, Layers: img.layers,
 		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, Devices: devices, JoinPID: target,
+		Process: x.process(), OnMachine: x.onMachine(c),
 	}, x.a.machine)
 	if err != nil {
 		return pod.ReasonConfig, err

@@ -44,9 +44,24 @@ type Config struct {
 	CgroupRoot string
 	// Class sets this runtime's workloads apart from those of others with the
 	// same keeper: List and Watch tell of no others. "" is "container".
-	Class  string
-	Keeper *keeper.Client
-	Log    *slog.Logger
+	Class string
+	// Machine makes the roots of workloads that have the machine's own file
+	// system; nil: there are none.
+	Machine func(w runtime.Workload, dir string) (Root, error)
+	Keeper  *keeper.Client
+	Log     *slog.Logger
+}
+
+// Root is what a workload finds at "/".
+type Root struct {
+	// Path is a directory that is to become it, with Mounts, in this order.
+	Path     string
+	Mounts   []specs.Mount
+	ReadOnly bool
+	Masked   []string // paths that are shown empty
+	// Programs is where users, groups and programs can be looked up before
+	// that has happened.
+	Programs string
 }
 
 // Runtime implements runtime.Runtime.
@@ -124,7 +139,7 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 	if err := r.removeAttempt(w.ID, dir); err != nil {
 		return nil, err
 	}
-	root, err := r.mountRoot(pod, w, dir)
+	root, err := r.root(pod, w, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -163,10 +178,25 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 	})
 }
 
+// root makes what a workload finds at "/". dir is the attempt's own.
+func (r *Runtime) root(pod runtime.Pod, w runtime.Workload, dir string) (Root, error) {
+	if w.Machine == "" {
+		path, err := r.mountRoot(pod, w, dir)
+		return Root{Path: path, Programs: path, ReadOnly: w.ReadOnlyRoot}, err
+	}
+	if r.Machine == nil || pod.IDs.Size > 0 {
+		return Root{}, fmt.Errorf("%w: the machine's own file system is not for this pod; use the RuntimeClass process without hostUsers", runtime.ErrInvalid)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Root{}, err
+	}
+	return r.Machine(w, dir)
+}
+
 // mountRoot mounts a workload's layers and its writable one.
 func (r *Runtime) mountRoot(pod runtime.Pod, w runtime.Workload, dir string) (root string, err error) {
 	root, layers := r.rootDir(pod, w.ID), w.Layers
-	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	upper, work := filepath.Join(dir, UpperDir), filepath.Join(dir, "work")
 	for _, d := range []string{upper, work} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return "", err
@@ -190,6 +220,13 @@ func (r *Runtime) mountRoot(pod runtime.Pod, w runtime.Workload, dir string) (ro
 	}
 	return root, errors.Join(err, done())
 }
+
+// Names in an attempt's directory: what the workload writes outside of its
+// volumes, on disk and in memory.
+const (
+	UpperDir  = "upper"
+	MemoryDir = "memory"
+)
 
 // What the keeper keeps for this package, and under labelUser for its caller.
 const (
@@ -386,7 +423,7 @@ func (r *Runtime) Stats(ctx context.Context, id runtime.ID) (runtime.Stats, erro
 	if err != nil {
 		return runtime.Stats{}, fmt.Errorf("stats of %s: %w", id, convert(err))
 	}
-	bytes, inodes := diskUsage(filepath.Join(r.attemptDir(id), "upper"))
+	bytes, inodes := diskUsage(filepath.Join(r.attemptDir(id), UpperDir))
 	return runtime.Stats{
 		Time:           time.Unix(0, s.UnixNano).UTC(),
 		CPU:            time.Duration(s.CpuNanos),
@@ -425,7 +462,7 @@ func (r *Runtime) podCgroup(pod runtime.Pod) string { return path.Join("/", r.Cg
 
 // removeAttempt takes away a container's root and writable layer.
 func (r *Runtime) removeAttempt(id runtime.ID, dir string) error {
-	err := errors.Join(mount.Unmount(filepath.Join(dir, "root")), r.removeOpenRoot(id.String()), removeMapped(filepath.Join(dir, mappedDir)))
+	err := errors.Join(mount.Unmount(filepath.Join(dir, "root")), mount.Unmount(filepath.Join(dir, MemoryDir)), r.removeOpenRoot(id.String()), removeMapped(filepath.Join(dir, mappedDir)))
 	if err != nil {
 		return err
 	}
