@@ -44,9 +44,12 @@ type Config struct {
 	CgroupRoot string
 	// Class sets this runtime's workloads apart from those of others with the
 	// same keeper: List and Watch tell of no others. "" is "container".
-	Class  string
-	Keeper *keeper.Client
-	Log    *slog.Logger
+	Class string
+	// Program is the path of an OCI runtime with runc's command line that makes
+	// the containers; "": the keeper does so itself.
+	Program string
+	Keeper  *keeper.Client
+	Log     *slog.Logger
 }
 
 // Runtime implements runtime.Runtime.
@@ -76,6 +79,9 @@ func New(c Config) (*Runtime, error) {
 	c.Dir = dir
 	r := &Runtime{Config: c}
 	r.canMapIDs = sync.OnceValue(r.probeIDs)
+	if c.Program != "" {
+		r.canMapIDs = func() error { return errNoUsers }
+	}
 	return r, nil
 }
 
@@ -159,7 +165,7 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 		labels[labelUser+k] = v
 	}
 	return r.Keeper.Start(ctx, w.ID.String(), data, &protocol.Envelope{
-		Log: w.Log, Tty: w.TTY, Stdin: w.Stdin, StdinOnce: w.StdinOnce, Labels: labels,
+		Log: w.Log, Tty: w.TTY, Stdin: w.Stdin, StdinOnce: w.StdinOnce, Labels: labels, Program: r.Program,
 	})
 }
 
