@@ -45,6 +45,9 @@ type Config struct {
 	// Class sets this runtime's workloads apart from those of others with the
 	// same keeper: List and Watch tell of no others. "" is "container".
 	Class string
+	// Program is the path of an OCI runtime with runc's command line that makes
+	// the containers; "": the keeper does so itself.
+	Program string
 	// Machine makes the roots of workloads that have the machine's own file
 	// system; nil: there are none.
 	Machine func(w runtime.Workload, dir string) (Root, error)
@@ -91,6 +94,9 @@ func New(c Config) (*Runtime, error) {
 	c.Dir = dir
 	r := &Runtime{Config: c}
 	r.canMapIDs = sync.OnceValue(r.probeIDs)
+	if c.Program != "" {
+		r.canMapIDs = func() error { return errNoUsers }
+	}
 	return r, nil
 }
 
@@ -174,7 +180,7 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 		labels[labelUser+k] = v
 	}
 	return r.Keeper.Start(ctx, w.ID.String(), data, &protocol.Envelope{
-		Log: w.Log, Tty: w.TTY, Stdin: w.Stdin, StdinOnce: w.StdinOnce, Labels: labels,
+		Log: w.Log, Tty: w.TTY, Stdin: w.Stdin, StdinOnce: w.StdinOnce, Labels: labels, Program: r.Program,
 	})
 }
 
