@@ -152,8 +152,8 @@ func NewMachine(t testing.TB, kind Kind) *Machine {
 			t.Errorf("control group %s is left", m.CgroupRoot)
 		}
 		// Processes of this machine, the keeper among them, name it.
-		if out, err := exec.Command("pgrep", "-af", dir).Output(); err == nil {
-			t.Errorf("processes are left: %s", out)
+		if left := Running(t, dir); len(left) > 0 {
+			t.Errorf("processes are left: %q", left)
 		}
 	})
 	return m
@@ -218,6 +218,23 @@ func (m *Machine) Kill(pid int) {
 	}
 	// Nor is it a zombie any more, from which its exit could be read.
 	process.ExitStatus(f, 30*time.Second)
+}
+
+// Running are the command lines of processes, as far as they are seen, that
+// have the text in them.
+func Running(t testing.TB, text string) (list []string) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		data, _ := os.ReadFile(f) // it may have ended
+		if line := strings.TrimSpace(strings.ReplaceAll(string(data), "\x00", " ")); strings.Contains(line, text) {
+			list = append(list, line)
+		}
+	}
+	return list
 }
 
 // NetNS returns the path of a new network namespace.
