@@ -304,7 +304,7 @@ func (r *Runtime) status(w *protocol.Workload) runtime.Status {
 		s.State = runtime.Exited
 		s.FinishedAt = time.Unix(0, w.FinishedUnixNano).UTC()
 		s.ExitCode, s.Signal = int(w.ExitCode), syscall.Signal(w.Signal)
-		s.OOMKilled, s.Unknown = w.OomKilled, w.Unknown
+		s.OOMKilled, s.CoreDumped, s.Unknown = w.OomKilled, w.CoreDumped, w.Unknown
 	}
 	return s
 }

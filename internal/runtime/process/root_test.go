@@ -248,6 +248,37 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+func TestMemoryIsDumped(t *testing.T) {
+	var most unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &most); err != nil {
+		t.Fatal(err)
+	}
+	pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if most.Max == 0 || len(bytes.TrimSpace(pattern)) == 0 {
+		t.Skip("this machine dumps no memory")
+	}
+	m := runtimetest.NewMachine(t, machines(runtime.ReadOnlyRoot))
+	b := m.Bench(runtime.Pod{})
+	for _, dumps := range []bool{true, false} {
+		w := b.Workload(fmt.Sprint("dumps-", dumps), "kill -SEGV $$")
+		w.Dir = "/tmp"
+		l := runtime.Rlimit{Name: "RLIMIT_CORE"}
+		if dumps {
+			l.Soft, l.Hard = most.Max, most.Max
+		}
+		w.Rlimits = []runtime.Rlimit{l}
+		b.Start(w)
+		s := b.Wait(w.ID)
+		// A program that takes dumps is given them whatever the limit.
+		if s.Signal != unix.SIGSEGV || s.ExitCode != 139 || s.CoreDumped != dumps && pattern[0] != '|' {
+			t.Errorf("dumps: %v: %s", dumps, runtimetest.Show(s))
+		}
+	}
+}
+
 // Whatever a program leaves ends with it, however far it has gone.
 func TestDescendants(t *testing.T) {
 	m := runtimetest.NewMachine(t, machines(runtime.ReadOnlyRoot))
