@@ -16,7 +16,7 @@ import (
 
 // The agent does not take admission's word for it.
 func TestMayRun(t *testing.T) {
-	process, container := newMachine(), newMachine()
+	process, container := machineRuntime{newMachine()}, machineRuntime{newMachine()}
 	namespace := func(name string, labels map[string]string) *v1.Namespace {
 		return &v1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 	}

@@ -51,10 +51,21 @@ var Rules = []Rule{
 		},
 	},
 	{
-		Asked:   "`securityContext.procMount: Unmasked`",
-		Message: "a process of the host sees the machine's /proc as it is (securityContext.procMount); leave procMount out",
+		Asked:   "`mountPropagation: Bidirectional`, with `image: host`",
+		Message: "the machine does not see what a process of the host mounts (mountPropagation: Bidirectional); mount it on the machine, or use the RuntimeClass container",
 		asks: inAny(func(p *v1.Pod, c *v1.Container) bool {
-			return c.SecurityContext != nil && c.SecurityContext.ProcMount != nil && *c.SecurityContext.ProcMount != v1.DefaultProcMount
+			return c.Image == Image && slices.ContainsFunc(c.VolumeMounts, func(m v1.VolumeMount) bool {
+				return m.MountPropagation != nil && *m.MountPropagation == v1.MountPropagationBidirectional
+			})
+		}),
+	},
+	{
+		Asked:   "`readOnlyRootFilesystem: true`, with `image: host` and `" + AnnotationPrefix + "root` other than `readonly`",
+		Message: "readOnlyRootFilesystem: true contradicts the annotation " + AnnotationPrefix + "root; leave one of them out",
+		asks: inAny(func(p *v1.Pod, c *v1.Container) bool {
+			root, says := p.Annotations[AnnotationPrefix+"root"]
+			return says && root != "readonly" && c.Image == Image && c.SecurityContext != nil &&
+				c.SecurityContext.ReadOnlyRootFilesystem != nil && *c.SecurityContext.ReadOnlyRootFilesystem
 		}),
 	},
 }
