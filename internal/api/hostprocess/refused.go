@@ -60,25 +60,27 @@ var Rules = []Rule{
 		}),
 	},
 	{
-		Asked:   "`readOnlyRootFilesystem: true`, with `image: host` and `" + AnnotationPrefix + "root` other than `readonly`",
-		Message: "readOnlyRootFilesystem: true contradicts the annotation " + AnnotationPrefix + "root; leave one of them out",
+		Asked:   "`readOnlyRootFilesystem: true`, with `image: host` and `" + AnnotationRoot + "` other than `readonly`",
+		Message: "readOnlyRootFilesystem: true contradicts the annotation " + AnnotationRoot + "; leave one of them out",
 		asks: inAny(func(p *v1.Pod, c *v1.Container) bool {
-			root, says := p.Annotations[AnnotationPrefix+"root"]
-			return says && root != "readonly" && c.Image == Image && c.SecurityContext != nil &&
+			root, says := p.Annotations[AnnotationRoot]
+			return says && root != RootReadOnly && c.Image == Image && c.SecurityContext != nil &&
 				c.SecurityContext.ReadOnlyRootFilesystem != nil && *c.SecurityContext.ReadOnlyRootFilesystem
 		}),
 	},
 }
 
-// Check says what a pod asks for that a process of the host cannot have, the
-// first thing of several, nil if there is nothing.
+// Check says what a pod asks for that a process of the host cannot have, or how
+// its annotations are wrong, the first thing of several, nil if there is
+// nothing.
 func Check(p *v1.Pod) error {
 	for _, r := range Rules {
 		if r.asks(p) {
 			return errors.New(r.Message)
 		}
 	}
-	return nil
+	_, err := ParseSettings(p.Annotations)
+	return err
 }
 
 // inAny is a question that any container may answer with yes.
