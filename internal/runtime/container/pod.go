@@ -142,10 +142,10 @@ func (r *Runtime) openNamespaces(pod runtime.Pod, dir string) error {
 	if pod.IDs.Size > 0 {
 		return r.setUpNamespaces(pod, dir)
 	}
-	if own && !mount.Is(filepath.Join(dir, string(namespace.UTS))) {
+	if own && !pod.HostUTS && !mount.Is(filepath.Join(dir, string(namespace.UTS))) {
 		kinds = append(kinds, namespace.UTS)
 	}
-	if len(kinds) == 0 {
+	if len(kinds) == 0 && !(own && pod.HostUTS) {
 		return nil
 	}
 	join := map[namespace.Kind]string{}
@@ -159,10 +159,12 @@ func (r *Runtime) openNamespaces(pod runtime.Pod, dir string) error {
 // calling thread.
 func (r *Runtime) configureNamespaces(pod runtime.Pod) error {
 	sysctls := map[string]string{}
-	if pod.NetNS != "" {
+	if pod.NetNS != "" && !pod.HostUTS {
 		if err := unix.Sethostname([]byte(pod.Hostname)); err != nil {
 			return fmt.Errorf("set host name %q: %w", pod.Hostname, err)
 		}
+	}
+	if pod.NetNS != "" {
 		// As containerd does: a port below 1024 or a ping is no privilege in
 		// a network of one's own.
 		sysctls["net.ipv4.ip_unprivileged_port_start"] = "0"
