@@ -13,23 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
-)
 
-// How a pod says that it is a process of the host; docs/process.md has their
-// meaning.
-const (
-	Class            = "process"
-	Image            = "host"
-	AnnotationRoot   = "process.tutti.dev/root"
-	AnnotationNice   = "process.tutti.dev/nice"
-	AnnotationIO     = "process.tutti.dev/io"
-	AnnotationLimits = "process.tutti.dev/limits"
-	LabelAllow       = "tutti.dev/allow-host"
-
-	// RootShared lets a process write wherever its user may, RootReadOnly only
-	// into its volumes and a /tmp of its own.
-	RootShared   = "shared"
-	RootReadOnly = "readonly"
+	"tutti.dev/tutti/internal/api/hostprocess"
 )
 
 // Labels of what is imported, by Kubernetes' own names for them.
@@ -78,14 +63,14 @@ func ParsePort(s string) (Port, error) {
 
 // NewPod is a pod of this name with one container that is called the same.
 func NewPod(name string) *Pod {
-	class := Class
+	class := hostprocess.Handler
 	return &Pod{
 		Name:        name,
 		Labels:      map[string]string{LabelName: name, LabelInstance: name},
 		Annotations: map[string]string{},
 		Spec: corev1.PodSpec{
 			RuntimeClassName: &class,
-			Containers:       []corev1.Container{{Name: name, Image: Image}},
+			Containers:       []corev1.Container{{Name: name, Image: hostprocess.Image}},
 		},
 	}
 }

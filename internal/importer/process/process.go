@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"tutti.dev/tutti/internal/api/hostprocess"
 	"tutti.dev/tutti/internal/importer"
 )
 
@@ -93,11 +94,11 @@ func Translate(s Snapshot) importer.Manifest {
 	m := importer.Manifest{
 		Title: fmt.Sprintf("process %d (%s), by `tutti import process`: what could be seen of it while it ran.", s.PID, s.Name),
 		Steps: []string{
-			"It needs a namespace with the label " + importer.LabelAllow + "=true.",
+			"It needs a namespace with the label " + hostprocess.LabelAllow + "=true.",
 			"End the process first, and whatever starts it again, as two of one program do harm on the same files.",
 		},
 	}
-	t.pod.Annotate(importer.AnnotationRoot, importer.RootReadOnly)
+	t.pod.Annotate(hostprocess.AnnotationRoot, hostprocess.RootReadOnly)
 	t.origin()
 	t.command()
 	t.environment()
@@ -227,13 +228,13 @@ func (t *translation) resources() {
 		limits = append(limits, l.Name+"="+value)
 	}
 	if len(limits) > 0 {
-		t.pod.Annotate(importer.AnnotationLimits, strings.Join(limits, " "))
+		t.pod.Annotate(hostprocess.AnnotationLimits, strings.Join(limits, " "))
 	}
 	if t.Nice != 0 {
-		t.pod.Annotate(importer.AnnotationNice, strconv.Itoa(t.Nice))
+		t.pod.Annotate(hostprocess.AnnotationNice, strconv.Itoa(t.Nice))
 	}
 	if t.IO != "" {
-		t.pod.Annotate(importer.AnnotationIO, t.IO)
+		t.pod.Annotate(hostprocess.AnnotationIO, t.IO)
 	}
 	if t.OOMScoreAdj != 0 {
 		t.notes.Add(fmt.Sprintf("oom_score_adj %d", t.OOMScoreAdj), "comes from the pod's resources: requests that are equal to limits make it the last to be killed")
@@ -253,7 +254,7 @@ func (t *translation) resources() {
 		t.pod.Main().Resources = r
 	}
 	if t.Processes > 0 {
-		t.notes.Add(fmt.Sprintf("at most %d processes", t.Processes), "a pod has at most 1024; nproc in the annotation %s limits those of a user", importer.AnnotationLimits)
+		t.notes.Add(fmt.Sprintf("at most %d processes", t.Processes), "a pod has at most 1024; nproc in the annotation %s limits those of a user", hostprocess.AnnotationLimits)
 	}
 }
 
@@ -319,5 +320,5 @@ func (t *translation) volumes() {
 			last = dir
 		}
 	}
-	t.notes.Add(importer.AnnotationRoot, "it may write where it has files open for writing now; add volumes for what it writes at other times, or say shared, and it writes wherever its user may")
+	t.notes.Add(hostprocess.AnnotationRoot, "it may write where it has files open for writing now; add volumes for what it writes at other times, or say shared, and it writes wherever its user may")
 }

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"tutti.dev/tutti/internal/api/hostprocess"
 	"tutti.dev/tutti/internal/importer"
 )
 
@@ -251,7 +252,7 @@ func (t *translation) hook(commands []command, pidFile string, more ...string) *
 // before adds a container that ends before the program starts.
 func (t *translation) before(name string, c command) {
 	main := t.pod.Main()
-	init := corev1.Container{Name: name, Image: importer.Image, Command: c.arguments(), WorkingDir: main.WorkingDir, SecurityContext: main.SecurityContext.DeepCopy()}
+	init := corev1.Container{Name: name, Image: hostprocess.Image, Command: c.arguments(), WorkingDir: main.WorkingDir, SecurityContext: main.SecurityContext.DeepCopy()}
 	if c.ignore {
 		init.Command = append([]string{"/bin/sh", "-c", `"$@" || :`, name}, init.Command...)
 	}

@@ -9,7 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"tutti.dev/tutti/internal/importer"
+	"tutti.dev/tutti/internal/api/hostprocess"
 )
 
 // kinds are the directories that systemd makes for a service, each with the
@@ -68,17 +68,17 @@ func (t *translation) directories() error {
 // Without ProtectSystem that is everything, as with systemd.
 func (t *translation) files() error {
 	protect := t.last("Service", "ProtectSystem")
-	root := importer.RootShared
+	root := hostprocess.RootShared
 	var readOnly []string
 	switch {
 	case protect == "strict":
-		root = importer.RootReadOnly
+		root = hostprocess.RootReadOnly
 	case protect == "full":
 		readOnly = []string{"/usr", "/boot", "/efi", "/etc"}
 	case yes(protect):
 		readOnly = []string{"/usr", "/boot", "/efi"}
 	}
-	t.pod.Annotate(importer.AnnotationRoot, root)
+	t.pod.Annotate(hostprocess.AnnotationRoot, root)
 	for _, dir := range readOnly {
 		if exists(t.root, dir) {
 			t.pod.HostPath(dir, dir, corev1.HostPathDirectory, true)
@@ -109,7 +109,7 @@ func (t *translation) files() error {
 	}
 	if err := t.paths("ReadWritePaths", "ReadWriteDirectories", func(said, p string, kind corev1.HostPathType) {
 		// Elsewhere it may write anyway.
-		if root == importer.RootReadOnly || slices.ContainsFunc(readOnly, func(dir string) bool { return below(p, dir) }) {
+		if root == hostprocess.RootReadOnly || slices.ContainsFunc(readOnly, func(dir string) bool { return below(p, dir) }) {
 			t.pod.HostPath(p, p, kind, false)
 		}
 	}); err != nil {

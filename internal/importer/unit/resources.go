@@ -10,7 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
-	"tutti.dev/tutti/internal/importer"
+	"tutti.dev/tutti/internal/api/hostprocess"
 )
 
 // limitKeys are the limits of setrlimit(2).
@@ -31,7 +31,7 @@ func (t *translation) resources() error {
 		s, okS := limit(k, soft)
 		h, okH := limit(k, hard)
 		if !okS || !okH {
-			t.notes.Add("Limit"+k+"="+value, "is not understood; write it into the annotation "+importer.AnnotationLimits)
+			t.notes.Add("Limit"+k+"="+value, "is not understood; write it into the annotation "+hostprocess.AnnotationLimits)
 			continue
 		}
 		if s != h {
@@ -40,10 +40,10 @@ func (t *translation) resources() error {
 		limits = append(limits, strings.ToLower(k)+"="+s)
 	}
 	if len(limits) > 0 {
-		t.pod.Annotate(importer.AnnotationLimits, strings.Join(limits, " "))
+		t.pod.Annotate(hostprocess.AnnotationLimits, strings.Join(limits, " "))
 	}
 	if n := t.last("Service", "Nice"); n != "" {
-		t.pod.Annotate(importer.AnnotationNice, n)
+		t.pod.Annotate(hostprocess.AnnotationNice, n)
 	}
 	t.io()
 
@@ -128,11 +128,11 @@ func (t *translation) io() {
 	switch {
 	case class == "" || class == "none" || class == "0":
 	case class == "idle":
-		t.pod.Annotate(importer.AnnotationIO, class)
+		t.pod.Annotate(hostprocess.AnnotationIO, class)
 	case level == "":
-		t.pod.Annotate(importer.AnnotationIO, class+":4") // the kernel's middle
+		t.pod.Annotate(hostprocess.AnnotationIO, class+":4") // the kernel's middle
 	default:
-		t.pod.Annotate(importer.AnnotationIO, class+":"+level)
+		t.pod.Annotate(hostprocess.AnnotationIO, class+":"+level)
 	}
 }
 

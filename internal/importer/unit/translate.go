@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kube "k8s.io/apimachinery/pkg/runtime"
 
+	"tutti.dev/tutti/internal/api/hostprocess"
 	"tutti.dev/tutti/internal/importer"
 )
 
@@ -79,7 +80,7 @@ func Translate(root fs.FS, u Unit, ports []importer.Port) (importer.Manifest, er
 	m := importer.Manifest{
 		Title: title,
 		Steps: []string{
-			"It needs a namespace with the label " + importer.LabelAllow + "=true.",
+			"It needs a namespace with the label " + hostprocess.LabelAllow + "=true.",
 			"Stop the unit first, as two of one program do harm on the same files: `systemctl disable --now " + u.Name + "`.",
 		},
 		Notes: t.notes, Objects: append(t.pod.Beside(), t.controller()),
