@@ -71,6 +71,7 @@ type Root struct {
 type Runtime struct {
 	Config
 	locks     locks
+	records   sync.Map     // those on disk of pods that this Runtime has opened, by ID
 	canMapIDs func() error // looks once
 }
 
