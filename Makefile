@@ -50,7 +50,7 @@ deps:
 # Upstream's suite of conformance is not among them: see there.
 TOOLS := $(filter-out e2e,$(notdir $(patsubst %/,%,$(dir $(wildcard test/tools/*/go.mod)))))
 .PHONY: tools
-tools: $(addprefix dist/tools/,$(TOOLS) kubectl debian)
+tools: $(addprefix dist/tools/,$(TOOLS) kubectl debian services)
 
 $(addprefix dist/tools/,$(TOOLS)): dist/tools/%: test/tools/%/go.mod
 	cd test/tools/$* && go build -tags '$(TAGS_$*)' -o $(CURDIR)/$@ tool
@@ -65,7 +65,12 @@ TAGS_prometheus := remove_all_sd enable_kubernetes_sd
 # Those that need Debian's libraries, or a daemon, come from its packages and are not installed.
 dist/tools/debian: test/tools/debian/fetch test/tools/debian/packages
 	@mkdir -p dist/tools
-	test/tools/debian/fetch $(CURDIR)/$@
+	test/tools/debian/fetch $(CURDIR)/$@ packages
+
+# What systemd would run: the end-to-end tests import their units.
+dist/tools/services: test/tools/debian/fetch test/tools/debian/services
+	@mkdir -p dist/tools
+	test/tools/debian/fetch $(CURDIR)/$@ services
 
 dist/tools/kubectl: go.mod
 	go build -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubectl

@@ -47,9 +47,11 @@ type Machine struct {
 	inherited []string
 }
 
-// New makes a machine on which nothing runs yet.
-func New() (m *Machine, err error) {
-	repo, err := root()
+// New makes a machine on which nothing runs yet. Its file system is this one's,
+// or, with layers, those directories over it, the first on top, and writes of
+// its own.
+func New(layers ...string) (m *Machine, err error) {
+	repo, err := repository()
 	if err != nil {
 		return nil, err
 	}
@@ -71,10 +73,15 @@ func New() (m *Machine, err error) {
 	if m.claim, err = claim(temp); err != nil {
 		return nil, err
 	}
-	if m.inside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
+	var root []string
+	if len(layers) > 0 {
+		root = append([]string{filepath.Join(temp, "root")}, layers...)
+	}
+	// What programs share in memory goes with the machine, too.
+	if m.inside, err = newHolder(unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWIPC, root...); err != nil {
 		return nil, err
 	}
-	if m.outside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
+	if m.outside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -100,8 +107,8 @@ func New() (m *Machine, err error) {
 	return m, err
 }
 
-// root finds the directory of go.mod above the working directory.
-func root() (string, error) {
+// repository finds the directory of go.mod above the working directory.
+func repository() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
@@ -127,7 +134,7 @@ func (m *Machine) Command(ctx context.Context, name string, args ...string) *exe
 }
 
 func (m *Machine) command(ctx context.Context, h *holder, name string, args ...string) *exec.Cmd {
-	enter := []string{"--target", strconv.Itoa(h.pid()), "--net", "--mount", "--pid", "--wdns=" + m.Repo, name}
+	enter := []string{"--target", strconv.Itoa(h.pid()), "--net", "--mount", "--pid", "--ipc", "--wdns=" + m.Repo, name}
 	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
