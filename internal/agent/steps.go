@@ -108,6 +108,9 @@ func (x *actor) openGround(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := x.a.mayRun(ctx, p, rt); err != nil {
+		return err
+	}
 	ids, err := x.a.users.of(p, rt)
 	if err != nil {
 		return err

@@ -276,6 +276,7 @@ type Status struct {
 	ExitCode   int // 128+signal when a signal ended it
 	Signal     syscall.Signal
 	OOMKilled  bool
+	CoreDumped bool // or given to who asks for dumps, core(5)
 	// Unknown says that nobody saw the exit: ExitCode is then 255 and made up
 	// by no one's guess about success.
 	Unknown bool

@@ -49,6 +49,9 @@ func (s *Server) launch(w *workload, req *protocol.StartRequest) error {
 		CgroupName: req.Id, NoNewKeyring: true, Spec: spec,
 	})
 	s.children.end(0)
+	if err == nil {
+		config.Rlimits, err = rlimits(spec.Process.Rlimits)
+	}
 	if err != nil {
 		return status.Errorf(codes.InvalidArgument, "%v", err)
 	}
@@ -292,8 +295,9 @@ func (w *workload) useTerminal(master *os.File) {
 }
 
 // theirs matches what libcontainer says when the specification cannot work,
-// rather than the machine.
-var theirs = regexp.MustCompile(`exec: ".*|error mounting .*|chdir to cwd .*|mkdir .*: (?:not a directory|file exists).*`)
+// rather than the machine, and then what crun says.
+var theirs = regexp.MustCompile(`exec: ".*|error mounting .*|error setting rlimits? .*|chdir to cwd .*|mkdir .*: (?:not a directory|file exists).*` +
+	"|(?:open )?executable .*|mount `.*|chdir .*")
 
 func startError(err error) error {
 	text := strings.TrimSpace(err.Error())

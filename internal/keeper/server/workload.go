@@ -144,6 +144,7 @@ func (w *workload) message() *protocol.Workload {
 		m.ExitCode = 255
 	} else {
 		m.ExitCode, m.Signal = exitCode(r.Status)
+		m.CoreDumped = r.Status.CoreDump()
 	}
 	return m
 }

@@ -162,6 +162,10 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 		i := slices.IndexFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
 		spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.Fd())
 	}
+	rules, err := r.landlock(ctx, spec, w)
+	if err != nil {
+		return nil, err
+	}
 	data, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err
@@ -176,6 +180,9 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 		return nil, err
 	}
 	labels[labelProcessUser] = string(user)
+	if rules != "" {
+		labels[labelLandlock] = rules
+	}
 	for k, v := range w.Labels {
 		labels[labelUser+k] = v
 	}
@@ -244,6 +251,8 @@ const (
 	labelUser       = "label/"
 	// labelProcessUser has a runtime.User in JSON.
 	labelProcessUser = "user"
+	// labelLandlock has the rules that programs in the workload are held to.
+	labelLandlock = "landlock"
 )
 
 // defaultClass is that of workloads which have no label of one, too: there was
@@ -295,7 +304,7 @@ func (r *Runtime) status(w *protocol.Workload) runtime.Status {
 		s.State = runtime.Exited
 		s.FinishedAt = time.Unix(0, w.FinishedUnixNano).UTC()
 		s.ExitCode, s.Signal = int(w.ExitCode), syscall.Signal(w.Signal)
-		s.OOMKilled, s.Unknown = w.OomKilled, w.Unknown
+		s.OOMKilled, s.CoreDumped, s.Unknown = w.OomKilled, w.CoreDumped, w.Unknown
 	}
 	return s
 }
@@ -374,7 +383,15 @@ func (r *Runtime) Watch(ctx context.Context) (<-chan runtime.Status, error) {
 
 // Exec implements runtime.Runtime.
 func (r *Runtime) Exec(ctx context.Context, id runtime.ID, e runtime.Exec) (int, error) {
-	code, err := r.Keeper.Exec(ctx, id.String(), e.Args, streams(ctx, e.Streams))
+	w, err := r.Keeper.Get(ctx, id.String())
+	if err != nil {
+		return 0, fmt.Errorf("exec in %s: %w", id, convert(err))
+	}
+	args := e.Args
+	if rules := w.GetEnvelope().GetLabels()[labelLandlock]; rules != "" {
+		args = confined(rules, args)
+	}
+	code, err := r.Keeper.Exec(ctx, id.String(), args, streams(ctx, e.Streams))
 	if err != nil {
 		return 0, fmt.Errorf("exec in %s: %w", id, convert(err))
 	}

@@ -31,13 +31,7 @@ func TestPrograms(t *testing.T) {
 				{"pod limits", TestPodLimits},
 				{"namespaces", TestNamespaces},
 				{"privileged", TestPrivileged},
-				{"keeper killed", TestKeeperKilled},
-				{"exit that nobody saw", TestExitThatNobodySaw},
-				{"terminal survives the keeper", TestTerminalSurvivesTheKeeper},
-				{"agent restarted", TestAgentRestarted},
-				{"keeper upgraded", TestKeeperUpgraded},
-				{"exit among upgrades", TestExitAmongUpgrades},
-				{"none runs twice", TestNoneRunsTwice},
+				{"recovery", TestRecovery},
 				{"it does the work", testProgramWorks},
 			} {
 				t.Run(test.name, test.run)
@@ -50,10 +44,10 @@ func TestPrograms(t *testing.T) {
 // workload has ended.
 func testProgramWorks(t *testing.T) {
 	m := newMachine(t)
-	b := runtimetest.NewBench(t, m.Runtime, layer)
+	b := runtimetest.NewBench(t, m.Runtime)
 	w := b.Workload("main", "sleep 1000")
 	b.Start(w)
-	bundle := filepath.Join(m.dir, "keeper", "workloads", w.ID.String(), "bundle")
+	bundle := filepath.Join(m.Dir, "keeper", "workloads", w.ID.String(), "bundle")
 	if _, err := os.Stat(filepath.Join(bundle, "state", w.ID.String())); err != nil {
 		t.Errorf("the program does not know the container: %v", err)
 	}

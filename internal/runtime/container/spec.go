@@ -54,7 +54,7 @@ func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload,
 	}
 	p.Env = environment(pod, w)
 	schedule(p, w)
-	p.NoNewPrivileges = w.NoNewPrivileges
+	p.NoNewPrivileges = w.NoNewPrivileges || w.Landlock != nil
 	if p.User, err = resolveUser(root.Programs, w); err != nil {
 		return nil, err
 	}
