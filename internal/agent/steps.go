@@ -108,8 +108,11 @@ func (x *actor) openGround(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := x.a.mayRun(ctx, p, rt); err != nil {
-		return err
+	// What runs was asked when it began.
+	if !slices.ContainsFunc(x.runs(), func(r pod.Run) bool { return r.State == runtime.Running }) {
+		if err := x.a.mayRun(ctx, p, rt); err != nil {
+			return err
+		}
 	}
 	ids, err := x.a.users.of(p, rt)
 	if err != nil {
