@@ -23,19 +23,20 @@ const processClass = "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: 
 // configure does what the packages' scripts do when they are installed, and
 // what an administrator does to programs that others are to reach.
 const configure = `set -e
-useradd() { command useradd --system --shell /usr/sbin/nologin --no-create-home --user-group "$@"; }
-useradd --uid 901 --home-dir /var/lib/postgresql postgres
-useradd --uid 902 --home-dir /var/lib/redis redis
-useradd --uid 903 --home-dir /var/lib/prometheus prometheus
-ln -s /etc/nginx/sites-available/default /etc/nginx/sites-enabled/default
+for user in postgresql:postgres redis:redis prometheus:prometheus; do
+	id -u "${user#*:}" >/dev/null 2>&1 ||
+		useradd --system --user-group --home-dir "/var/lib/${user%:*}" --shell /usr/sbin/nologin "${user#*:}"
+done
+ln -sf /etc/nginx/sites-available/default /etc/nginx/sites-enabled/default
 mkdir -p /var/www/html
 cp /usr/share/nginx/html/index.html /var/www/html/
-chown -R redis:redis /etc/redis /var/lib/redis /var/log/redis
+install -d -o redis -g redis -m 750 /var/lib/redis /var/log/redis
+chown -R redis:redis /etc/redis
 chown -R prometheus:prometheus /var/lib/prometheus
 sed -i 's/^bind .*/bind * -::*/; s/^protected-mode .*/protected-mode no/' /etc/redis/redis.conf
-chown -R postgres:postgres /var/lib/postgresql /var/log/postgresql /etc/postgresql
+install -d -o postgres -g postgres /var/lib/postgresql /var/log/postgresql /etc/postgresql
 install -d -o postgres -g postgres -m 2775 /run/postgresql
-ln -sfn /run /var/run
+rm -rf /etc/postgresql/15/main /var/lib/postgresql/15/main # of a machine that has one
 pg_createcluster --locale C.UTF-8 15 main >/dev/null
 echo "listen_addresses = '*'" >/etc/postgresql/15/main/conf.d/all.conf
 echo 'host all all all trust' >>/etc/postgresql/15/main/pg_hba.conf
@@ -47,7 +48,10 @@ func TestImportUnits(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute")
 	}
-	services := filepath.Join(shared(t).Repo, "dist", "tools", "services")
+	services, err := filepath.Abs("../../dist/tools/services")
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := os.Stat(services); err != nil {
 		t.Fatalf("the packages are not there, run make tools: %v", err)
 	}

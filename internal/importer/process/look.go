@@ -38,13 +38,18 @@ func Look(pid int) (Snapshot, error) {
 		return Snapshot{}, fmt.Errorf("there is no process %d; `ps ax` lists those that run", pid)
 	}
 	s, err := look(all, p)
+	return s, refusal(pid, err)
+}
+
+// refusal says what an error of looking at a process means to a person.
+func refusal(pid int, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return s, fmt.Errorf("process %d is another user's; use sudo", pid)
+		return fmt.Errorf("process %d is another user's; use sudo", pid)
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH):
-		return s, fmt.Errorf("process %d has ended meanwhile; import one that stays", pid)
+		return fmt.Errorf("process %d has ended meanwhile; import one that stays", pid)
 	}
-	return s, err
+	return err
 }
 
 func look(all procfs.FS, p procfs.Proc) (Snapshot, error) {

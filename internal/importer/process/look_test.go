@@ -2,21 +2,27 @@ package process
 
 import (
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 )
 
 // TestMain is also the process that is looked at.
 func TestMain(m *testing.M) {
-	if dir := os.Getenv("LOOK_TEST_SUBJECT"); dir != "" {
+	if dir := os.Getenv("LOOK_TEST_SUBJECT"); dir == "wait" {
+		os.Stdin.Read(make([]byte, 1))
+		return
+	} else if dir != "" {
 		if err := subject(dir); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
@@ -187,11 +193,58 @@ func TestRefused(t *testing.T) {
 			t.Errorf("says %v, not %q", err, c.says)
 		}
 	}
+	for err, says := range map[error]string{
+		fs.ErrPermission: "process 7 is another user's; use sudo",
+		unix.EACCES:      "process 7 is another user's; use sudo",
+		unix.ESRCH:       "process 7 has ended meanwhile; import one that stays",
+		fs.ErrNotExist:   "process 7 has ended meanwhile; import one that stays",
+	} {
+		if err := refusal(7, fmt.Errorf("read it: %w", err)); err.Error() != says {
+			t.Errorf("says %v, not %q", err, says)
+		}
+	}
 	// Process 2 is the kernel's own, where its processes are to be seen.
 	if name, _ := os.ReadFile("/proc/2/comm"); string(name) == "kthreadd\n" {
 		const says = "process 2 (kthreadd) is a thread of the kernel; name the process of a program"
 		if _, err := Look(2); err == nil || err.Error() != says {
 			t.Errorf("says %v, not %q", err, says)
 		}
+	}
+}
+
+// What runs in a container has files that a program of the machine has not.
+func TestRootOfItsOwn(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	root := t.TempDir()
+	if err := os.Chmod(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile("/proc/self/exe") // static: nothing else is needed
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "subject"), program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "/subject")
+	cmd.Env = []string{"LOOK_TEST_SUBJECT=wait"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
+	cmd.Dir = "/"
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		cmd.Wait()
+	})
+	says := fmt.Sprintf("process %d (subject) has a root of its own, as in a container; what started it says how to run it", cmd.Process.Pid)
+	if _, err := Look(cmd.Process.Pid); err == nil || err.Error() != says {
+		t.Errorf("says %v, not %q", err, says)
 	}
 }

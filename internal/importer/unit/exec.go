@@ -37,8 +37,8 @@ var plain = regexp.MustCompile(`^\$[A-Za-z_][A-Za-z0-9_]*$`)
 func (t *translation) programs(key string) ([]command, error) {
 	var all []command
 	for _, value := range t.values("Service", key) {
-		tokens, err := split(value)
-		if err != nil {
+		tokens, closed := split(value)
+		if !closed {
 			return nil, openQuote(key, value)
 		}
 		for len(tokens) > 0 {
@@ -104,14 +104,14 @@ func (t *translation) expand(said, token string, variables bool) []word {
 	if variables && plain.MatchString(token) {
 		name := token[1:]
 		value, known := t.variables[name]
-		words, err := split(value)
+		words, closed := split(value)
 		switch {
 		case name == mainPID || known && len(words) == 1 && t.secret[name]:
 			return []word{{{variable: name}}}
 		case !known:
 			t.notes.Add(token, "is not set here; with systemd nothing stands there then, and in the manifest neither")
 			return nil
-		case err != nil:
+		case !closed:
 			words = strings.Fields(value)
 		}
 		all := make([]word, len(words))
@@ -208,10 +208,11 @@ func (c command) shell(pidFile string) string {
 		}
 		all[i] = b.String()
 	}
+	line := strings.Join(all, " ")
 	if c.ignore {
-		return "{ " + strings.Join(all, " ") + " || :; }"
+		line = "{ " + line + " || :; }"
 	}
-	return strings.Join(all, " ")
+	return line
 }
 
 // plainly says whether the command needs no shell where nothing is expanded.

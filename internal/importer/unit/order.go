@@ -166,7 +166,7 @@ func reason(section, key string, values []string) string {
 	case slices.Contains(switches, key) || slices.Contains(confinement, key):
 		return "a process of the host is confined by its user, capabilities, seccompProfile and the annotations of process.tutti.dev only"
 	case strings.HasPrefix(key, "Condition") || strings.HasPrefix(key, "Assert"):
-		return "whether a pod starts depends on no such condition; an init container can look and fail"
+		return sayCondition
 	case strings.HasPrefix(key, "StartLimit"):
 		return "a program that ends again and again is started ever more rarely, up to 5 minutes apart"
 	}

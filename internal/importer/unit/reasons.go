@@ -18,25 +18,26 @@ var confinement = []string{
 var emptyMeansNothing = []string{"DeviceAllow", "SystemCallFilter"}
 
 const (
-	sayLogs   = "what a pod writes is read by `tutti kubectl logs`; elsewhere nothing is written"
-	sayExit   = "a container that ends with another exit status than 0 has failed, and either is started again"
-	sayBack   = "the first start after an end comes at once or after 10 s, and then ever more rarely, up to 5 minutes apart"
-	sayReload = "Kubernetes has no reload; `tutti kubectl rollout restart` starts the program anew with what it is to read"
-	sayTime   = "no such limit; a startupProbe says how long a start may take, activeDeadlineSeconds of a Job how long a run"
-	sayWeight = "say what the program needs in resources.requests.cpu: that is its weight too"
-	sayIO     = "the disk is not divided among pods; the annotation process.tutti.dev/io gives a class"
-	sayAlone  = "no other unit has a part in a pod; import it too, and have the pods find each other by their Services' names"
-	sayCPU    = "there is no such setting for a pod; `taskset` or `chrt` before the command does it"
-	sayCreds  = "make it a Secret and mount that as a volume"
-	sayImage  = "the program would not have this machine's file system; make an image of it and name that in the place of `host`"
-	saySocket = "no socket is handed over to a pod's program; have it listen by itself"
+	sayCondition = "whether a pod starts depends on no such condition; an init container can look and fail"
+	sayLogs      = "what a pod writes is read by `tutti kubectl logs`; elsewhere nothing is written"
+	sayExit      = "a container that ends with another exit status than 0 has failed, and either is started again"
+	sayBack      = "the first start after an end comes at once or after 10 s, and then ever more rarely, up to 5 minutes apart"
+	sayReload    = "Kubernetes has no reload; `tutti kubectl rollout restart` starts the program anew with what it is to read"
+	sayTime      = "no such limit; a startupProbe says how long a start may take, activeDeadlineSeconds of a Job how long a run"
+	sayWeight    = "say what the program needs in resources.requests.cpu: that is its weight too"
+	sayIO        = "the disk is not divided among pods; the annotation process.tutti.dev/io gives a class"
+	sayAlone     = "no other unit has a part in a pod; import it too, and have the pods find each other by their Services' names"
+	sayCPU       = "there is no such setting for a pod; `taskset` or `chrt` before the command does it"
+	sayCreds     = "make it a Secret and mount that as a volume"
+	sayImage     = "the program would not have this machine's file system; make an image of it and name that in the place of `host`"
+	saySocket    = "no socket is handed over to a pod's program; have it listen by itself"
 )
 
 // reasons say of settings why they have no equivalent and what to use
 // instead. What none of it is said of has no meaning here at all.
 var reasons = map[string]string{
 	"Service.ExecReload":                sayReload,
-	"Service.ExecCondition":             "whether a pod starts depends on no such condition; an init container can look and fail",
+	"Service.ExecCondition":             sayCondition,
 	"Service.ExecStopPost":              "nothing runs when a container has ended; the next start can clean up first",
 	"Service.RestartSec":                sayBack,
 	"Service.RestartSteps":              sayBack,

@@ -204,8 +204,8 @@ func (t *translation) capabilities(key string) (c capabilities, err error) {
 		if i == 0 {
 			c.not = without
 		}
-		words, err := split(v)
-		if err != nil {
+		words, closed := split(v)
+		if !closed {
 			return c, openQuote(key, v)
 		}
 		for _, w := range words {

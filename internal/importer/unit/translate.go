@@ -144,8 +144,8 @@ func (t *translation) last(section string, keys ...string) string {
 func (t *translation) words(section string, keys ...string) ([]string, error) {
 	var all []string
 	for _, v := range t.values(section, keys...) {
-		words, err := split(v)
-		if err != nil {
+		words, closed := split(v)
+		if !closed {
 			return nil, openQuote(keys[0], v)
 		}
 		for _, w := range words {
@@ -467,8 +467,8 @@ func (t *translation) environment() error {
 			if err != nil {
 				return fmt.Errorf("read the variables in /%s: %w", f, err)
 			}
-			all, err := assignments(string(text))
-			if err != nil {
+			all, closed := assignments(string(text))
+			if !closed {
 				return fmt.Errorf("in /%s a quote is not closed; close it", f)
 			}
 			for _, a := range all {

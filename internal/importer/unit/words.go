@@ -1,19 +1,16 @@
 package unit
 
 import (
-	"errors"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 )
 
-var errQuote = errors.New("a quote is not closed")
-
 // split takes a value apart as systemd does: at white space, with quotes of
 // both kinds and the escapes of C (systemd.service(5), systemd.syntax(7)).
-func split(s string) ([]string, error) {
+// closed says that every quote is.
+func split(s string) (all []string, closed bool) {
 	var (
-		all   []string
 		word  strings.Builder
 		began bool
 		quote byte
@@ -44,13 +41,10 @@ func split(s string) ([]string, error) {
 			began = true
 		}
 	}
-	if quote != 0 {
-		return nil, errQuote
-	}
 	if began {
 		all = append(all, word.String())
 	}
-	return all, nil
+	return all, quote == 0
 }
 
 var simple = map[byte]string{'a': "\a", 'b': "\b", 'f': "\f", 'n': "\n", 'r': "\r", 't': "\t", 'v': "\v", 's': " "}
@@ -89,8 +83,8 @@ func unescape(s string) (text string, length int) {
 }
 
 // assignments reads a file of variables (EnvironmentFile of systemd.exec(5)):
-// like a shell's, but nothing is expanded.
-func assignments(text string) (all [][2]string, err error) {
+// like a shell's, but nothing is expanded. closed says that every quote is.
+func assignments(text string) (all [][2]string, closed bool) {
 	text = strings.ReplaceAll(text, "\\\n", "")
 	for len(text) > 0 {
 		var line string
@@ -104,27 +98,24 @@ func assignments(text string) (all [][2]string, err error) {
 			continue // systemd does not look at it either
 		}
 		value = strings.TrimSpace(value)
-		for open(value) && text != "" { // a quoted value may have several lines
+		plain, closed := unquoted(value)
+		for !closed && text != "" { // a quoted value may have several lines
 			var more string
 			more, text, _ = strings.Cut(text, "\n")
 			value += "\n" + more
+			plain, closed = unquoted(value)
 		}
-		if value, err = unquoted(value); err != nil {
-			return nil, err
+		if !closed {
+			return nil, false
 		}
-		all = append(all, [2]string{strings.TrimSpace(name), value})
+		all = append(all, [2]string{strings.TrimSpace(name), plain})
 	}
-	return all, nil
-}
-
-func open(value string) bool {
-	_, err := unquoted(value)
-	return err != nil
+	return all, true
 }
 
 // unquoted takes the quotes off a value. In single quotes everything is
 // itself; elsewhere a backslash makes the next character itself.
-func unquoted(value string) (string, error) {
+func unquoted(value string) (plain string, closed bool) {
 	var b strings.Builder
 	var quote byte
 	for i := 0; i < len(value); i++ {
@@ -144,8 +135,5 @@ func unquoted(value string) (string, error) {
 			b.WriteByte(c)
 		}
 	}
-	if quote != 0 {
-		return "", errQuote
-	}
-	return b.String(), nil
+	return b.String(), quote == 0
 }

@@ -67,15 +67,15 @@ func ownRoot(dir string, layers []string) error {
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"); err != nil {
 		return fmt.Errorf("mount a tmpfs: %w", err)
 	}
-	upper, work, root := filepath.Join(dir, "upper"), filepath.Join(dir, "work"), filepath.Join(dir, "root")
-	for _, d := range []string{upper, work, root} {
-		if err := os.Mkdir(d, 0o755); err != nil {
-			return err
-		}
+	// Layers may not lie in each other, as these do in the host's root: it is
+	// seen through an overlay of its own.
+	host, err := overlay(dir, "host", "/")
+	if err != nil {
+		return err
 	}
-	options := fmt.Sprintf("lowerdir=%s:/,upperdir=%s,workdir=%s", strings.Join(layers, ":"), upper, work)
-	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
-		return fmt.Errorf("mount the layers: %w", err)
+	root, err := overlay(dir, "root", append(layers, host)...)
+	if err != nil {
+		return err
 	}
 	repo, err := repository()
 	if err != nil {
@@ -103,6 +103,22 @@ func ownRoot(dir string, layers []string) error {
 		return fmt.Errorf("change the root: %w", err)
 	}
 	return unix.Unmount(".", unix.MNT_DETACH)
+}
+
+// overlay mounts layers, the first on top, below a directory and writable.
+func overlay(dir, name string, layers ...string) (at string, err error) {
+	at = filepath.Join(dir, name)
+	upper, work := at+".upper", at+".work"
+	for _, d := range []string{at, upper, work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return "", err
+		}
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", strings.Join(layers, ":"), upper, work)
+	if err := unix.Mount("overlay", at, "overlay", 0, options); err != nil {
+		return "", fmt.Errorf("mount the layers %q: %w", layers, err)
+	}
+	return at, nil
 }
 
 // holder keeps namespaces alive: closing its input ends it and, where it is

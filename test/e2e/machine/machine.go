@@ -62,11 +62,11 @@ func New(layers ...string) (m *Machine, err error) {
 		return nil, err
 	}
 	m = &Machine{Dir: filepath.Join(temp, "tutti"), Repo: repo, temp: temp}
-	defer func() {
+	defer func(m *Machine) {
 		if err != nil {
 			m.Close()
 		}
-	}()
+	}(m)
 	if err := os.Chmod(temp, 0o755); err != nil {
 		return nil, err
 	}
