@@ -224,7 +224,7 @@ func (c command) plainly() bool {
 
 // hook runs commands one after the other; nothing expands references in it.
 func (t *translation) hook(commands []command, pidFile string, more ...string) *corev1.LifecycleHandler {
-	if len(commands) == 1 && len(more) == 0 && commands[0].plainly() {
+	if len(commands) == 1 && len(more) == 0 && commands[0].plainly() && t.umask == "" {
 		var all []string
 		for _, w := range commands[0].words {
 			text := ""
@@ -245,8 +245,11 @@ func (t *translation) hook(commands []command, pidFile string, more ...string) *
 	if len(lines) == 0 && len(more) == 0 {
 		return nil
 	}
-	script := strings.Join(append([]string{strings.Join(lines, " && ")}, more...), "; ")
-	script = strings.TrimPrefix(script, "; ")
+	parts := append([]string{strings.Join(lines, " && ")}, more...)
+	if t.umask != "" {
+		parts = append([]string{"umask " + t.umask}, parts...)
+	}
+	script := strings.Join(slices.DeleteFunc(parts, func(p string) bool { return p == "" }), "; ")
 	return &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"/bin/sh", "-c", script}}}
 }
 
@@ -254,8 +257,18 @@ func (t *translation) hook(commands []command, pidFile string, more ...string) *
 func (t *translation) before(name string, c command) {
 	main := t.pod.Main()
 	init := corev1.Container{Name: name, Image: hostprocess.Image, Command: c.arguments(), WorkingDir: main.WorkingDir, SecurityContext: main.SecurityContext.DeepCopy()}
-	if c.ignore {
-		init.Command = append([]string{"/bin/sh", "-c", `"$@" || :`, name}, init.Command...)
+	var script string
+	switch {
+	case c.ignore:
+		script = `"$@" || :`
+	case t.umask != "":
+		script = `exec "$@"`
+	}
+	if t.umask != "" {
+		script = "umask " + t.umask + "\n" + script
+	}
+	if script != "" {
+		init.Command = append([]string{"/bin/sh", "-c", script, name}, init.Command...)
 	}
 	if c.root {
 		root := int64(0)
@@ -293,6 +306,9 @@ func (t *translation) commands() error {
 	}
 	if len(t.mkdir) > 0 {
 		t.before("directories", command{root: true, words: []word{{{text: "/bin/sh"}}, {{text: "-c"}}, {{text: strings.Join(t.mkdir, " && ")}}}})
+	}
+	if t.umask, err = umask(t.last("Service", "UMask")); err != nil {
+		return err
 	}
 	t.workingDirectory() // which may be one of them
 	if t.oneshot {       // one after the other; the last one is the container
@@ -368,7 +384,7 @@ func (t *translation) main(program command, post, stop []command) error {
 // launch is what stands between the container and the program: a few lines of
 // shell where a container does not do what systemd does, else nothing.
 type launch struct {
-	umask    string
+	umask    string // "" the usual
 	signal   string // what ends the program, without SIG
 	forking  bool   // the program leaves a process behind and ends
 	file     string // PIDFile
@@ -378,13 +394,7 @@ type launch struct {
 }
 
 func (t *translation) launch(program command) (launch, error) {
-	l := launch{umask: t.last("Service", "UMask"), signal: strings.TrimPrefix(t.last("Service", "KillSignal"), "SIG"), file: t.text(t.last("Service", "PIDFile"))}
-	if l.umask == "0022" || l.umask == "022" {
-		l.umask = ""
-	}
-	if l.umask != "" && strings.Trim(l.umask, "01234567") != "" {
-		return l, fmt.Errorf("UMask=%s is no number of the base 8; write it as 0027", l.umask)
-	}
+	l := launch{umask: t.umask, signal: strings.TrimPrefix(t.last("Service", "KillSignal"), "SIG"), file: t.text(t.last("Service", "PIDFile"))}
 	switch {
 	case l.signal == "":
 		l.signal = "TERM"
@@ -417,6 +427,17 @@ func (t *translation) launch(program command) (launch, error) {
 		t.notes.Add(program.said, "the prefix - has no effect: the program is started again whatever its exit status is")
 	}
 	return l, nil
+}
+
+// umask is "" for the one that every program starts with.
+func umask(said string) (string, error) {
+	switch {
+	case strings.Trim(said, "01234567") != "":
+		return "", fmt.Errorf("UMask=%s is no number of the base 8; write it as 0027", said)
+	case said == "0022" || said == "022":
+		return "", nil
+	}
+	return said, nil
 }
 
 // patience is how many seconds a program may take to start.

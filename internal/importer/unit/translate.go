@@ -37,6 +37,7 @@ type translation struct {
 	secret    map[string]bool   // those of them that are in the Secret
 	global    bool              // one on each machine
 	oneshot   bool
+	umask     string   // "" the usual
 	mkdir     []string // commands that make its directories
 }
 
