@@ -153,14 +153,18 @@ func (p *plugin) pod(ctx context.Context, a admission.Attributes, pod *core.Pod)
 
 // judge says why a namespace may not have a pod, if it is a process of the host.
 func (p *plugin) judge(ctx context.Context, namespace string, inner *core.Pod) error {
-	if inner.Spec.RuntimeClassName == nil || *inner.Spec.RuntimeClassName == "" {
-		return nil
+	handler := ""
+	if name := inner.Spec.RuntimeClassName; name != nil && *name != "" {
+		class, err := p.class(ctx, *name)
+		if err != nil {
+			return err
+		}
+		handler = class.Handler
 	}
-	class, err := p.class(ctx, *inner.Spec.RuntimeClassName)
-	if err != nil {
-		return err
-	}
-	if class.Handler != hostprocess.Handler {
+	if handler != hostprocess.Handler {
+		for _, name := range settings(inner) {
+			warning.AddWarning(ctx, "", fmt.Sprintf("annotation %s means nothing to a container; set runtimeClassName: %s, or leave it out", name, hostprocess.Handler))
+		}
 		return nil
 	}
 	if err := p.allowed(ctx, namespace); err != nil {
@@ -208,16 +212,20 @@ func templateOf(o runtime.Object) *core.PodTemplateSpec {
 
 // sameProcess tells whether an update leaves alone what a pod runs.
 func sameProcess(old, pod *core.Pod) bool {
-	settings := func(p *core.Pod) map[string]string {
-		set := map[string]string{}
-		for k, v := range p.Annotations {
-			if strings.HasPrefix(k, hostprocess.AnnotationPrefix) {
-				set[k] = v
-			}
+	is, was := settings(pod), settings(old)
+	return equality.Semantic.DeepEqual(old.Spec, pod.Spec) && slices.Equal(is, was) &&
+		!slices.ContainsFunc(is, func(name string) bool { return pod.Annotations[name] != old.Annotations[name] })
+}
+
+// settings are the names of a pod's annotations for processes of the host.
+func settings(pod *core.Pod) (names []string) {
+	for name := range pod.Annotations {
+		if strings.HasPrefix(name, hostprocess.AnnotationPrefix) {
+			names = append(names, name)
 		}
-		return set
 	}
-	return equality.Semantic.DeepEqual(old.Spec, pod.Spec) && equality.Semantic.DeepEqual(settings(old), settings(pod))
+	slices.Sort(names)
+	return names
 }
 
 // class is the class of a name, asked for when it is not known yet.

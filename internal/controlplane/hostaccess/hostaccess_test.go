@@ -224,18 +224,26 @@ func TestPods(t *testing.T) {
 		})
 	}
 
-	t.Run("a controller is warned", func(t *testing.T) {
-		for in, want := range map[string]string{"open": "", "closed": "its pods will be refused: " + closed} {
+	t.Run("warnings", func(t *testing.T) {
+		const meaningless = "annotation process.tutti.dev/root means nothing to a container; set runtimeClassName: process, or leave it out"
+		annotated := map[string]string{"process.tutti.dev/root": "shared", "other": "x"}
+		for _, tt := range []struct{ in, class, want string }{
+			{"open", "process", ""},
+			{"closed", "process", "its pods will be refused: " + closed},
+			{"closed", "container", meaningless},
+			{"closed", "", meaningless},
+		} {
 			var told recorder
-			pod := of("process")
-			d := &apps.Deployment{Spec: apps.DeploymentSpec{Template: core.PodTemplateSpec{Spec: pod.Spec}}}
-			a := admission.NewAttributesRecord(d, nil, apps.Kind("Deployment").WithVersion("v1"), in, "d",
+			pod := of(tt.class)
+			pod.Annotations = annotated
+			d := &apps.Deployment{Spec: apps.DeploymentSpec{Template: core.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec}}}
+			a := admission.NewAttributesRecord(d, nil, apps.Kind("Deployment").WithVersion("v1"), tt.in, "d",
 				schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}, "", admission.Create, nil, false, tenant)
 			if err := p.Validate(warning.WithWarningRecorder(t.Context(), &told), a, nil); err != nil {
 				t.Error(err)
 			}
-			if got := strings.Join(told, "\n"); got != want {
-				t.Errorf("in %s: told %q, want %q", in, got, want)
+			if got := strings.Join(told, "\n"); got != tt.want {
+				t.Errorf("%s in %s: told %q, want %q", tt.class, tt.in, got, tt.want)
 			}
 		}
 	})

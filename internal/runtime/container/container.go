@@ -71,6 +71,7 @@ type Root struct {
 type Runtime struct {
 	Config
 	locks     locks
+	records   sync.Map     // those on disk of pods that this Runtime has opened, by ID
 	canMapIDs func() error // looks once
 }
 
@@ -198,7 +199,7 @@ func (r *Runtime) root(pod runtime.Pod, w runtime.Workload, dir string) (Root, e
 		return Root{Path: path, Programs: path, ReadOnly: w.ReadOnlyRoot}, err
 	}
 	if r.Machine == nil || pod.IDs.Size > 0 {
-		return Root{}, fmt.Errorf("%w: the machine's own file system is not for this pod; use the RuntimeClass process without hostUsers", runtime.ErrInvalid)
+		return Root{}, fmt.Errorf("give the machine's file system to a container: %w", errors.ErrUnsupported)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Root{}, err

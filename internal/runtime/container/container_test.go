@@ -46,6 +46,12 @@ func newMachine(t testing.TB) *machine {
 	return &machine{m, m.Runtime.(*Runtime)}
 }
 
+// connect is what a new agent does.
+func (m *machine) connect() {
+	m.Machine.Connect()
+	m.Runtime = m.Machine.Runtime.(*Runtime)
+}
+
 func TestContract(t *testing.T) { runtimetest.Run(t, kind()) }
 
 func TestRecovery(t *testing.T) { runtimetest.RunRecovery(t, kind()) }

@@ -39,11 +39,11 @@ func New(c container.Config) (*Runtime, error) {
 // Open implements runtime.Runtime.
 func (r *Runtime) Open(ctx context.Context, pod runtime.Pod) (ground string, err error) {
 	if pod.IDs.Size > 0 {
-		return "", fmt.Errorf("%w: a process has the machine's users; leave hostUsers out", runtime.ErrInvalid)
+		return "", fmt.Errorf("open pod %s with users of its own: %w", pod.ID, runtime.ErrInvalid)
 	}
 	for name := range pod.Sysctls {
 		if !strings.HasPrefix(name, "net.") && !strings.HasPrefix(name, "net/") {
-			return "", fmt.Errorf("%w: sysctl %s would be the machine's; leave it out, or set it on the machine", runtime.ErrInvalid, name)
+			return "", fmt.Errorf("set sysctl %s of the machine: %w", name, runtime.ErrInvalid)
 		}
 	}
 	pod.HostPID, pod.SharePID, pod.HostIPC, pod.HostUTS = true, false, true, true

@@ -96,7 +96,7 @@ func (p *plan) make(w runtime.Workload, mounted []mount.Mounted) error {
 			return fmt.Errorf("mount tmpfs on %s: %w", memory, err)
 		}
 	default:
-		return fmt.Errorf("%w: root %q of the machine; use shared, readonly or overlay", runtime.ErrInvalid, p.mode)
+		return fmt.Errorf("root %q of the machine: %w", p.mode, runtime.ErrInvalid)
 	}
 	if err := os.MkdirAll(p.root(), 0o755); err != nil {
 		return err
@@ -283,7 +283,8 @@ func (p *plan) makePrivate() error {
 // mounts on.
 func (p *plan) place(m runtime.Mount) error {
 	if m.Propagation == "rshared" {
-		return fmt.Errorf("%w: mount on %s: the machine does not see what a program of it mounts; use mountPropagation HostToContainer or None", runtime.ErrInvalid, m.Target)
+		// The machine would get the mounts that its view is made of.
+		return fmt.Errorf("share mounts below %s with the machine: %w", m.Target, runtime.ErrInvalid)
 	}
 	at, missing, err := p.missing(m.Target)
 	if err != nil || missing == "" {
@@ -379,7 +380,7 @@ func (p *plan) view(name string) error {
 		return fmt.Errorf("%w: %v", runtime.ErrInvalid, err)
 	}
 	if len(entries) > maxEntries {
-		return fmt.Errorf("%w: it is not on this machine, and %s has more than %d entries; make it, or annotate the pod with root overlay", runtime.ErrInvalid, name, maxEntries)
+		return fmt.Errorf("%w: it is not on this machine, and %s has more than %d entries; make it, or annotate the pod with process.tutti.dev/root: overlay", runtime.ErrInvalid, name, maxEntries)
 	}
 	volatile := !p.readOnly && slices.ContainsFunc(append([]string{run}, private...), func(dir string) bool { return within(name, dir) })
 	dir, options := filepath.Join(p.dir, "views", flat(name)), []string{"bind", "private", "ro"}

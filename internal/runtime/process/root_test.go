@@ -182,15 +182,28 @@ func TestDataDirectoryIsHidden(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	m := runtimetest.NewMachine(t, machines(runtime.SharedRoot))
 	b := m.Bench(runtime.Pod{})
+	crowd := "/srv/crowd"
+	if err := os.Mkdir(crowd, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(crowd)
+	for i := range maxEntries + 1 {
+		if err := os.WriteFile(fmt.Sprint(crowd, "/", i), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for i, c := range []struct {
 		change func(*runtime.Workload)
 		says   string
 	}{
-		{func(w *runtime.Workload) { w.Dir = "/srv/data/none" }, "working directory /srv/data/none is not on this machine; make it, or mount a volume there"},
+		{func(w *runtime.Workload) { w.Dir = "/srv/data/none" },
+			"cannot start as specified: working directory /srv/data/none is not on this machine; make it, or mount a volume there"},
+		{func(w *runtime.Workload) { w.Mounts = []runtime.Mount{{Source: "/etc", Target: "/srv/crowd/none"}} },
+			"mount on /srv/crowd/none: cannot start as specified: it is not on this machine, and /srv/crowd has more than 1000 entries; make it, or annotate the pod with process.tutti.dev/root: overlay"},
 		{func(w *runtime.Workload) {
 			w.Mounts = []runtime.Mount{{Source: "/etc", Target: "/srv/data", Propagation: "rshared"}}
-		}, "mount on /srv/data: the machine does not see what a program of it mounts; use mountPropagation HostToContainer or None"},
-		{func(w *runtime.Workload) { w.Machine = "other" }, `root "other" of the machine; use shared, readonly or overlay`},
+		}, "share mounts below /srv/data with the machine"},
+		{func(w *runtime.Workload) { w.Machine = "other" }, `root "other" of the machine`},
 	} {
 		w := b.Workload(fmt.Sprintf("bad%d", i), "true")
 		c.change(&w)
@@ -202,8 +215,8 @@ func TestRefusals(t *testing.T) {
 		t.Error("the working directory was made on the machine")
 	}
 	for says, pod := range map[string]runtime.Pod{
-		"a process has the machine's users; leave hostUsers out":                                       {IDs: runtime.IDs{First: 1 << 20, Size: 1 << 16}},
-		"sysctl kernel.shm_rmid_forced would be the machine's; leave it out, or set it on the machine": {Sysctls: map[string]string{"kernel.shm_rmid_forced": "1"}},
+		"with users of its own":                            {IDs: runtime.IDs{First: 1 << 20, Size: 1 << 16}},
+		"set sysctl kernel.shm_rmid_forced of the machine": {Sysctls: map[string]string{"kernel.shm_rmid_forced": "1"}},
 	} {
 		pod.ID, pod.Cgroup = "refused", "burstable/refused"
 		if _, err := m.Runtime.Open(b.Ctx, pod); !errors.Is(err, runtime.ErrInvalid) || !strings.Contains(err.Error(), says) {
