@@ -54,7 +54,7 @@ UMask=0077
 StateDirectory=stubborn
 StateDirectoryMode=0700
 RuntimeDirectory=stubborn
-ExecStartPre=+/bin/sh -c 'id -u >/run/stubborn/%n'
+ExecStartPre=+/bin/sh -c 'id -u >/run/stubborn/%n; chmod 644 /run/stubborn/%n'
 ExecStart=/bin/sh -c 'trap "" TERM; trap "echo interrupted >>${STATE_DIRECTORY}/said; exit" INT; while :; do sleep 0.1; done'
 ExecStartPost=/bin/sh -c 'cat /run/stubborn/%n >${STATE_DIRECTORY}/said'
 KillSignal=SIGINT
@@ -92,7 +92,7 @@ func TestImportUnits(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(services); err != nil {
-		t.Fatalf("the packages are not there, run make tools: %v", err)
+		t.Fatalf("the packages are not there, run make dist/tools/services: %v", err)
 	}
 	m, err := machine.New(services)
 	if err != nil {
