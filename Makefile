@@ -50,7 +50,7 @@ deps:
 # Upstream's suite of conformance is not among them: see there.
 TOOLS := $(filter-out e2e,$(notdir $(patsubst %/,%,$(dir $(wildcard test/tools/*/go.mod)))))
 .PHONY: tools
-tools: $(addprefix dist/tools/,$(TOOLS) kubectl debian services)
+tools: $(addprefix dist/tools/,$(TOOLS) kubectl debian)
 
 $(addprefix dist/tools/,$(TOOLS)): dist/tools/%: test/tools/%/go.mod
 	cd test/tools/$* && go build -tags '$(TAGS_$*)' -o $(CURDIR)/$@ tool
@@ -109,7 +109,7 @@ test-unit: keeper
 test-e2e: build images tools
 	go test -short -v -p 1 -count=1 -timeout 30m ./test/e2e/...
 
-test-long: deps build images tools
+test-long: deps build images tools dist/tools/services
 	go test -count=1 -timeout 150m ./test/e2e/...
 
 # Server and keeper are killed at random while pods come and go: KILLS times,

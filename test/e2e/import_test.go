@@ -3,11 +3,13 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -17,12 +19,14 @@ import (
 	"tutti.dev/tutti/test/e2e/machine"
 )
 
-// processClass is what pods that are processes name.
-const processClass = "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: process}\nhandler: process\n"
-
 // configure does what the packages' scripts do when they are installed, and
 // what an administrator does to programs that others are to reach.
 const configure = `set -e
+mkdir -p /boot /home /root /run/user
+for unit in prometheus redis-server; do # what a machine allows that may not raise its own limit
+	mkdir -p /etc/systemd/system/$unit.service.d
+	printf '[Service]\nLimitNOFILE=4096\n' >/etc/systemd/system/$unit.service.d/limit.conf
+done
 for user in postgresql:postgres redis:redis prometheus:prometheus; do
 	id -u "${user#*:}" >/dev/null 2>&1 ||
 		useradd --system --user-group --home-dir "/var/lib/${user%:*}" --shell /usr/sbin/nologin "${user#*:}"
@@ -42,6 +46,41 @@ echo "listen_addresses = '*'" >/etc/postgresql/15/main/conf.d/all.conf
 echo 'host all all all trust' >>/etc/postgresql/15/main/pg_hba.conf
 `
 
+// stubborn is a unit that tries what those of the packages leave out. It ends
+// by SIGINT only.
+const stubborn = `[Service]
+User=prometheus
+UMask=0077
+StateDirectory=stubborn
+StateDirectoryMode=0700
+RuntimeDirectory=stubborn
+ExecStartPre=+/bin/sh -c 'id -u >/run/stubborn/%n; chmod 644 /run/stubborn/%n'
+ExecStart=/bin/sh -c 'trap "" TERM; trap "echo interrupted >>${STATE_DIRECTORY}/said; exit" INT; while :; do sleep 0.1; done'
+ExecStartPost=/bin/sh -c 'cat /run/stubborn/%n >${STATE_DIRECTORY}/said'
+KillSignal=SIGINT
+LimitNOFILE=512
+Nice=3
+[X-Fleet]
+Global=true
+MachineMetadata=choir=bass
+`
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// numbers are users and groups, which each machine counts for itself.
+var numbers = regexp.MustCompile(`(runAsUser: |runAsGroup: | -o | -g )[0-9]+`)
+
+// settings are a manifest's, without what is there for people.
+func settings(manifest string) string {
+	var b strings.Builder
+	for line := range strings.Lines(numbers.ReplaceAllString(manifest, "${1}N")) {
+		if !strings.HasPrefix(line, "# ") && !strings.Contains(line, "kubernetes.io/description") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
 // The units of five packages of Debian's, as they are, become pods that
 // answer.
 func TestImportUnits(t *testing.T) {
@@ -53,7 +92,7 @@ func TestImportUnits(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(services); err != nil {
-		t.Fatalf("the packages are not there, run make tools: %v", err)
+		t.Fatalf("the packages are not there, run make dist/tools/services: %v", err)
 	}
 	m, err := machine.New(services)
 	if err != nil {
@@ -70,7 +109,6 @@ func TestImportUnits(t *testing.T) {
 	if err := n.Up(); err != nil {
 		t.Fatal(err)
 	}
-	n.ok(n.Apply(processClass))
 	ns := n.hostNamespace("units")
 
 	ports := map[string]string{"nginx": "80", "redis-server": "6379", "postgresql@15-main": "5432", "prometheus": "9090", "prometheus-node-exporter": "9100"}
@@ -83,8 +121,20 @@ func TestImportUnits(t *testing.T) {
 				t.Errorf("%s: not in the manifest: %s", unit, line)
 			}
 		}
+		golden := filepath.Join("testdata", "units", unit+".yaml")
+		if *update {
+			if err := os.WriteFile(golden, []byte(settings(manifest)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if want, err := os.ReadFile(golden); err != nil || settings(manifest) != string(want) {
+			t.Errorf("is not %s, which `go test -update` writes anew (%v):\n%s", golden, err, manifest)
+		}
 		n.ok(n.RunInput(time.Minute, manifest, n.Binary(), "kubectl", "-n", ns, "apply", "-f", "-"))
 	}
+	n.ok(n.RunInput(10*time.Second, stubborn, "tee", "/etc/systemd/system/stubborn.service"))
+	n.ok(n.RunInput(time.Minute, n.ok(n.Tutti("import", "unit", "stubborn")), n.Binary(), "kubectl", "-n", ns, "apply", "-f", "-"))
+	n.kubectl("label", "node", "--all", "choir=bass")
 	for unit, port := range ports {
 		name := strings.ReplaceAll(unit, "@", "-")
 		n.wait(ns, "deployment/"+name, "condition=Available")
@@ -112,8 +162,10 @@ func TestImportUnits(t *testing.T) {
 	n.until("nginx is started again", func() (bool, string) { got := restarts(); return got == "1", got })
 	n.wait(ns, "deployment/nginx", "condition=Available")
 
+	n.wait(ns, "daemonset/stubborn", "jsonpath={.status.numberReady}=1")
+
 	// All end by what the units say ends them.
-	n.kubectl("-n", ns, "delete", "deployment", "--all", "--timeout=60s")
+	n.kubectl("-n", ns, "delete", "deployment,daemonset", "--all", "--timeout=60s")
 	n.kubectl("-n", ns, "wait", "--for=delete", "pod", "--all", "--timeout=60s")
 	all, err := n.Processes()
 	if err != nil {
@@ -123,6 +175,9 @@ func TestImportUnits(t *testing.T) {
 		if slices.Contains([]string{"nginx", "redis-server", "postgres", "prometheus", "prometheus-node-exporter"}, p.Name()) || strings.HasPrefix(p.Args[0], "nginx:") {
 			t.Errorf("still runs: %q", p.Args)
 		}
+	}
+	if r := n.Run(10*time.Second, "sh", "-c", "cat /var/lib/stubborn/said; stat -c '%a %U' /var/lib/stubborn /var/lib/stubborn/said; ls /run/stubborn"); r.Stdout != "0\ninterrupted\n700 prometheus\n600 prometheus\n" {
+		t.Errorf("what the stubborn one leaves: %s", r)
 	}
 	if r := n.Run(10*time.Second, "/usr/lib/postgresql/15/bin/pg_controldata", "/var/lib/postgresql/15/main"); !strings.Contains(r.Stdout, "shut down") {
 		t.Errorf("the database was not shut down: %s", r)
@@ -194,7 +249,6 @@ func (n node) ask(unit, address string) (string, error) {
 func TestImportProcess(t *testing.T) {
 	n := shared(t)
 	ns := n.hostNamespace("import-process")
-	n.ok(n.Apply(processClass))
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := n.Command(ctx, "busybox", "httpd", "-f", "-p", "18080", "-h", filepath.Join(n.Repo, "docs"))

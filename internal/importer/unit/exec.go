@@ -224,7 +224,7 @@ func (c command) plainly() bool {
 
 // hook runs commands one after the other; nothing expands references in it.
 func (t *translation) hook(commands []command, pidFile string, more ...string) *corev1.LifecycleHandler {
-	if len(commands) == 1 && len(more) == 0 && commands[0].plainly() {
+	if len(commands) == 1 && len(more) == 0 && commands[0].plainly() && t.umask == "" {
 		var all []string
 		for _, w := range commands[0].words {
 			text := ""
@@ -245,8 +245,11 @@ func (t *translation) hook(commands []command, pidFile string, more ...string) *
 	if len(lines) == 0 && len(more) == 0 {
 		return nil
 	}
-	script := strings.Join(append([]string{strings.Join(lines, " && ")}, more...), "; ")
-	script = strings.TrimPrefix(script, "; ")
+	parts := append([]string{strings.Join(lines, " && ")}, more...)
+	if t.umask != "" {
+		parts = append([]string{"umask " + t.umask}, parts...)
+	}
+	script := strings.Join(slices.DeleteFunc(parts, func(p string) bool { return p == "" }), "; ")
 	return &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"/bin/sh", "-c", script}}}
 }
 
@@ -254,8 +257,18 @@ func (t *translation) hook(commands []command, pidFile string, more ...string) *
 func (t *translation) before(name string, c command) {
 	main := t.pod.Main()
 	init := corev1.Container{Name: name, Image: hostprocess.Image, Command: c.arguments(), WorkingDir: main.WorkingDir, SecurityContext: main.SecurityContext.DeepCopy()}
-	if c.ignore {
-		init.Command = append([]string{"/bin/sh", "-c", `"$@" || :`, name}, init.Command...)
+	var script string
+	switch {
+	case c.ignore:
+		script = `"$@" || :`
+	case t.umask != "":
+		script = `exec "$@"`
+	}
+	if t.umask != "" {
+		script = "umask " + t.umask + "\n" + script
+	}
+	if script != "" {
+		init.Command = append([]string{"/bin/sh", "-c", script, name}, init.Command...)
 	}
 	if c.root {
 		root := int64(0)
@@ -269,19 +282,6 @@ const forever = 3600
 
 // commands says what runs, before, meanwhile and when it ends.
 func (t *translation) commands() error {
-	main := t.pod.Main()
-	if dir := t.text(t.last("Service", "WorkingDirectory")); dir != "" {
-		said := dir
-		dir, optional := strings.CutPrefix(dir, "-")
-		if dir == "~" {
-			dir = t.account.home
-		}
-		if optional && !exists(t.root, dir) {
-			t.notes.Add("WorkingDirectory="+said, "is not on this machine, and was left out")
-		} else {
-			main.WorkingDir = path.Clean(dir)
-		}
-	}
 	start, err := t.programs("ExecStart")
 	if err != nil {
 		return err
@@ -305,12 +305,13 @@ func (t *translation) commands() error {
 		return err
 	}
 	if len(t.mkdir) > 0 {
-		dir := main.WorkingDir // which may be one of them
-		main.WorkingDir = ""
 		t.before("directories", command{root: true, words: []word{{{text: "/bin/sh"}}, {{text: "-c"}}, {{text: strings.Join(t.mkdir, " && ")}}}})
-		main.WorkingDir = dir
 	}
-	if t.oneshot { // one after the other; the last one is the container
+	if t.umask, err = umask(t.last("Service", "UMask")); err != nil {
+		return err
+	}
+	t.workingDirectory() // which may be one of them
+	if t.oneshot {       // one after the other; the last one is the container
 		start = append(start, post...)
 		post = nil
 	}
@@ -323,7 +324,32 @@ func (t *translation) commands() error {
 	for i, c := range start[:len(start)-1] {
 		t.before(fmt.Sprintf("start-%d", i+1), c)
 	}
-	program := start[len(start)-1]
+	if t.oneshot {
+		for _, c := range stop {
+			t.notes.Add(c.said, "what ran to its end is not stopped; make it a Job of its own, or run it by hand")
+		}
+		stop = nil
+	}
+	return t.main(start[len(start)-1], post, stop)
+}
+
+func (t *translation) workingDirectory() {
+	said := t.text(t.last("Service", "WorkingDirectory"))
+	dir, optional := strings.CutPrefix(said, "-")
+	switch {
+	case dir == "":
+	case dir == "~":
+		t.pod.Main().WorkingDir = t.account.home
+	case optional && !exists(t.root, dir):
+		t.notes.Add("WorkingDirectory="+said, "is not on this machine, and was left out")
+	default:
+		t.pod.Main().WorkingDir = path.Clean(dir)
+	}
+}
+
+// main makes the container of the program, with what runs beside it.
+func (t *translation) main(program command, post, stop []command) error {
+	main := t.pod.Main()
 	if program.root && t.account.uid != 0 {
 		root := int64(0)
 		if main.SecurityContext == nil {
@@ -335,27 +361,19 @@ func (t *translation) commands() error {
 	if err != nil {
 		return err
 	}
-	var wait []string
+	pid := l.pidFile(t.pod.Name)
+	var last []string
 	if !l.forking && l.signal != "TERM" && !t.oneshot {
-		wait = []string{fmt.Sprintf(`main=$(cat %[1]s) && { kill -s %[2]s "$main"; while kill -0 "$main"; do sleep 0.1; done; } 2>/dev/null`, l.pidFile(t.pod.Name), l.signal)}
+		last = []string{fmt.Sprintf(`main=$(cat %s) && { kill -s %s "$main"; while kill -0 "$main"; do sleep 0.1; done; } 2>/dev/null`, pid, l.signal)}
 	}
-	if t.oneshot {
-		for _, c := range stop {
-			t.notes.Add(c.said, "what ran to its end is not stopped; make it a Job of its own, or run it by hand")
-		}
-		stop = nil
-	}
-	hooks := &corev1.Lifecycle{
-		PostStart: t.hook(post, l.pidFile(t.pod.Name)),
-		PreStop:   t.hook(stop, l.pidFile(t.pod.Name), wait...),
-	}
-	// MAINPID and a signal of its own want the number written down.
-	l.keep = len(wait) > 0 || !l.forking && slices.ContainsFunc(append(stop, post...), func(c command) bool { return c.uses(mainPID) })
-	if l.keep {
-		t.pod.EmptyDir(path.Dir(l.pidFile(t.pod.Name)), corev1.StorageMediumMemory)
-	}
+	hooks := &corev1.Lifecycle{PostStart: t.hook(post, pid), PreStop: t.hook(stop, pid, last...)}
 	if hooks.PostStart != nil || hooks.PreStop != nil {
 		main.Lifecycle = hooks
+	}
+	// MAINPID and a signal of its own want the number written down.
+	l.keep = len(last) > 0 || !l.forking && slices.ContainsFunc(append(stop, post...), func(c command) bool { return c.uses(mainPID) })
+	if l.keep {
+		t.pod.EmptyDir(path.Dir(pid), corev1.StorageMediumMemory)
 	}
 	main.Command, main.Args = l.command(t.pod.Name, program)
 	t.stopping()
@@ -366,7 +384,7 @@ func (t *translation) commands() error {
 // launch is what stands between the container and the program: a few lines of
 // shell where a container does not do what systemd does, else nothing.
 type launch struct {
-	umask    string
+	umask    string // "" the usual
 	signal   string // what ends the program, without SIG
 	forking  bool   // the program leaves a process behind and ends
 	file     string // PIDFile
@@ -376,15 +394,12 @@ type launch struct {
 }
 
 func (t *translation) launch(program command) (launch, error) {
-	l := launch{umask: t.last("Service", "UMask"), signal: strings.TrimPrefix(t.last("Service", "KillSignal"), "SIG"), file: t.text(t.last("Service", "PIDFile"))}
-	if l.umask == "0022" || l.umask == "022" {
-		l.umask = ""
-	}
-	if l.umask != "" && strings.Trim(l.umask, "01234567") != "" {
-		return l, fmt.Errorf("UMask=%s is no number of the base 8; write it as 0027", l.umask)
-	}
-	if l.signal == "" {
+	l := launch{umask: t.umask, signal: strings.TrimPrefix(t.last("Service", "KillSignal"), "SIG"), file: t.text(t.last("Service", "PIDFile"))}
+	switch {
+	case l.signal == "":
 		l.signal = "TERM"
+	case !signals.MatchString(l.signal):
+		return l, fmt.Errorf("KillSignal=%s is no signal; write it as SIGINT", l.signal)
 	}
 	if rest, ok := strings.CutPrefix(l.file, "/var/run/"); ok {
 		l.file = "/run/" + rest
@@ -392,22 +407,20 @@ func (t *translation) launch(program command) (launch, error) {
 	if l.file != "" && !path.IsAbs(l.file) {
 		l.file = path.Join("/run", l.file)
 	}
-	start, ok := seconds(t.last("Service", "TimeoutStartSec", "TimeoutSec"))
-	if l.patience = start; !ok {
-		l.patience = 90
-	} else if start == 0 {
-		l.patience = forever
-	}
 	switch kind := t.last("Service", "Type"); {
 	case kind == "forking" && l.file == "":
 		t.notes.Add("Type=forking", "without a PIDFile nothing tells which process to wait for, and the pod ends when ExecStart does; have the program stay in the foreground, or write a PIDFile")
 	case kind == "forking":
 		l.forking = true
+		l.patience = t.patience()
 		t.notes.Add("Type=forking", "a few lines of shell wait for the process of the PIDFile; if the program can stay in the foreground, have it do that and leave them out")
 	case kind == "notify" || kind == "notify-reload":
 		t.notes.Add("Type="+kind, "a pod is not told by sd_notify that the program is ready; a readinessProbe asks (--port makes one)")
 	case kind == "dbus":
 		t.notes.Add("Type="+kind, "a pod is not told by D-Bus that the program is ready; a readinessProbe asks (--port makes one)")
+	}
+	if l.file != "" && !l.forking {
+		t.notes.Add("PIDFile="+l.file, "what a container starts is its main process")
 	}
 	l.ignore = program.ignore
 	if l.ignore && !l.forking && !t.oneshot {
@@ -415,6 +428,31 @@ func (t *translation) launch(program command) (launch, error) {
 	}
 	return l, nil
 }
+
+// umask is "" for the one that every program starts with.
+func umask(said string) (string, error) {
+	switch {
+	case strings.Trim(said, "01234567") != "":
+		return "", fmt.Errorf("UMask=%s is no number of the base 8; write it as 0027", said)
+	case said == "0022" || said == "022":
+		return "", nil
+	}
+	return said, nil
+}
+
+// patience is how many seconds a program may take to start.
+func (t *translation) patience() int64 {
+	limit, ok := seconds(t.last("Service", "TimeoutStartSec", "TimeoutSec"))
+	switch {
+	case !ok:
+		return 90 // systemd's default
+	case limit == 0:
+		return forever
+	}
+	return limit
+}
+
+var signals = regexp.MustCompile(`^[A-Z0-9+-]+$`)
 
 // pidFile has the number of the program that a unit without one runs.
 func (l launch) pidFile(name string) string {

@@ -52,7 +52,7 @@ func (t *translation) directories() error {
 			if k.key == "ConfigurationDirectory" {
 				owner = ""
 			}
-			t.mkdir = append(t.mkdir, fmt.Sprintf("install -d%s -m %s %s", owner, mode, quote(dir)))
+			t.mkdir = append(t.mkdir, fmt.Sprintf("install -d%s -m %s %s", owner, quote(mode), quote(dir)))
 		}
 		if len(all) > 0 {
 			t.variable(k.variable, strings.Join(all, ":"))

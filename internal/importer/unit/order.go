@@ -3,6 +3,7 @@ package unit
 import (
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 
@@ -124,22 +125,29 @@ func (t *translation) order() {
 			t.notes.Add(key+"="+strings.Join(others, " "), "pods have no order and do not depend on each other; have the program, or an init container, wait for what it needs")
 		}
 	}
-	if t.assigned("Service", "Restart") || t.assigned("Service", "RestartSec") {
-		policy := t.last("Service", "Restart")
-		if policy == "" {
-			policy = "no"
-		}
-		if policy != "always" && !t.oneshot {
-			t.notes.Add("Restart="+policy, "what runs in a Deployment or DaemonSet is always started again, however it ended; a Job is for what may end")
-		}
-	} else if !t.oneshot {
-		t.take("Service", "Restart")
-		t.notes.Add("Restart=no", "what runs in a Deployment or DaemonSet is always started again, however it ended; a Job is for what may end")
+	policy := t.last("Service", "Restart")
+	if policy == "" {
+		policy = "no"
+	}
+	if policy != "always" && !t.oneshot {
+		t.notes.Add("Restart="+policy, "what runs in a Deployment or DaemonSet is always started again, however it ended; a Job is for what may end")
+	}
+}
+
+// beside lists the units of other kinds that belong to this one by their name.
+func (t *translation) beside() {
+	file := strings.TrimSuffix(t.unit.File, suffix)
+	if exists(t.root, file+".socket") {
+		t.notes.Add(path.Base(file)+".socket", saySocket)
+	}
+	if exists(t.root, file+".timer") {
+		t.notes.Add(path.Base(file)+".timer", "a CronJob with this program does what a timer does")
 	}
 }
 
 // rest lists what no step has taken.
 func (t *translation) rest() {
+	t.beside()
 	listed := map[string]bool{}
 	for _, s := range t.unit.settings {
 		key := s.section + "." + s.key

@@ -37,6 +37,7 @@ type translation struct {
 	secret    map[string]bool   // those of them that are in the Secret
 	global    bool              // one on each machine
 	oneshot   bool
+	umask     string   // "" the usual
 	mkdir     []string // commands that make its directories
 }
 
@@ -72,6 +73,7 @@ func Translate(root fs.FS, u Unit, ports []importer.Port) (importer.Manifest, er
 		}
 	}
 	t.order()
+	controller := t.controller()
 	title := fmt.Sprintf("%s, from %s, by `tutti import unit`.", u.Name, u.File)
 	if d := t.values("Unit", "Documentation"); len(d) > 0 {
 		title += "\nIts documentation: " + t.text(strings.Join(d, " "))
@@ -83,7 +85,10 @@ func Translate(root fs.FS, u Unit, ports []importer.Port) (importer.Manifest, er
 			"It needs a namespace with the label " + hostprocess.LabelAllow + "=true.",
 			"Stop the unit first, as two of one program do harm on the same files: `systemctl disable --now " + u.Name + "`.",
 		},
-		Notes: t.notes, Objects: append(t.pod.Beside(), t.controller()),
+		Notes: t.notes, Objects: append(t.pod.Beside(), controller),
+	}
+	if !t.oneshot {
+		m.Steps = append(m.Steps, "The pod has an address of its own: what listens on 127.0.0.1 nobody else reaches. `hostNetwork: true` gives it the machine's.")
 	}
 	return m, nil
 }

@@ -142,6 +142,7 @@ func TestRefused(t *testing.T) {
 		{"stranger", "stranger.service: user \"nobody-here\" is not on this machine; create it, or import the unit where it runs"},
 		{"strangers", "strangers.service: group \"nobody-here\" is not on this machine; create it, or import the unit where it runs"},
 		{"mask", "mask.service: UMask=rwx is no number of the base 8; write it as 0027"},
+		{"signal", "signal.service: KillSignal=2; reboot is no signal; write it as SIGINT"},
 		{"needs@", "needs@.service is a template; say of what, as in needs@INSTANCE.service"},
 		{"_", "/etc/systemd/system/_.service has no letter or digit in its name; give the file another name"},
 	} {
