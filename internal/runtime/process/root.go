@@ -188,7 +188,8 @@ func (p *plan) show(name string, follow bool) error {
 	if p.mode == runtime.OverlayRoot && overlaid(name, m) {
 		return p.overlay(name, m)
 	}
-	// Mounts of pods would come through, to every process.
+	// Mounts of pods would come through, to every process. Of other file
+	// systems none is kept from being unmounted.
 	propagation := "private"
 	if follow && !slices.ContainsFunc(p.hidden, func(dir string) bool { return within(dir, name) }) {
 		propagation = "slave"
@@ -223,7 +224,7 @@ func readOnly(m mount.Mounted) []string {
 func overlaid(name string, m mount.Mounted) bool {
 	info, err := os.Stat(name)
 	// A socket is not the same one in an overlay.
-	return err == nil && info.IsDir() && !within(name, run) && slices.Contains([]string{"ext4", "xfs", "btrfs"}, m.Type) && !slices.Contains(m.Options, "ro")
+	return err == nil && info.IsDir() && !within(name, run) && slices.Contains([]string{"ext4", "xfs", "btrfs", "tmpfs"}, m.Type) && !slices.Contains(m.Options, "ro")
 }
 
 // overlay shows a directory of the machine below one in memory, which takes the
