@@ -136,7 +136,7 @@ type Workload struct {
 	Layers []string
 	// Machine, when not "", gives the workload the machine's own file system
 	// in the place of Layers and says what writes outside of Mounts do.
-	Machine      MachineRoot
+	Machine      MachineRoot `json:",omitempty"`
 	ReadOnlyRoot bool
 
 	Args []string
@@ -167,7 +167,7 @@ type Workload struct {
 	// use. It implies NoNewPrivileges.
 	Landlock *Landlock `json:",omitempty"`
 
-	Rlimits []Rlimit
+	Rlimits []Rlimit    `json:",omitempty"`
 	Nice    *int        `json:",omitempty"` // -20 to 19
 	IO      *IOPriority `json:",omitempty"`
 

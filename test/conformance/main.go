@@ -82,6 +82,9 @@ func (j *judge) run(ctx context.Context, c choice, page string) (err error) {
 		return err
 	}
 	defer j.results.close()
+	if page != "" && j.class != "" {
+		return errors.New("the page is about pods as the cases make them; leave -class out")
+	}
 	if page != "" {
 		all, err := j.cases(ctx, ".", "")
 		if err != nil {

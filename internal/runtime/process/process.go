@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"tutti.dev/tutti/internal/runtime"
 	"tutti.dev/tutti/internal/runtime/container"
 )
@@ -48,4 +50,17 @@ func (r *Runtime) Open(ctx context.Context, pod runtime.Pod) (ground string, err
 	}
 	pod.HostPID, pod.SharePID, pod.HostIPC, pod.HostUTS = true, false, true, true
 	return r.Runtime.Open(ctx, pod)
+}
+
+// Start implements runtime.Runtime.
+func (r *Runtime) Start(ctx context.Context, w runtime.Workload) (runtime.Status, error) {
+	// What the machine has is listed before it is mounted, and may be gone by
+	// then: a disk, a directory of a daemon that has ended.
+	const tries = 5
+	for i := 1; ; i++ {
+		st, err := r.Runtime.Start(ctx, w)
+		if w.Machine == "" || i == tries || err == nil || !strings.Contains(err.Error(), unix.ENOENT.Error()) {
+			return st, err
+		}
+	}
 }

@@ -391,6 +391,9 @@ func (p *plan) view(name string) error {
 		return err
 	}
 	for _, e := range entries {
+		if volatile && e.Type().IsRegular() {
+			continue // a lock, a PID file: gone before it is mounted, or another by then
+		}
 		from, to := path.Join(name, e.Name()), filepath.Join(dir, e.Name())
 		if e.Type() == fs.ModeSymlink {
 			err = copyLink(from, to)

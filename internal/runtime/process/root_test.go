@@ -2,6 +2,7 @@ package process
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,7 +10,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -162,6 +165,33 @@ func TestMountsOfTheMachine(t *testing.T) {
 	}
 	if strings.Contains(out.String(), "/pods/other ") {
 		t.Errorf("another pod's mount is seen:\n%s", out.String())
+	}
+}
+
+// What comes and goes on the machine while a program is started keeps it from
+// nothing.
+func TestMachineIsBusy(t *testing.T) {
+	m := runtimetest.NewMachine(t, machines(runtime.ReadOnlyRoot))
+	b := m.Bench(runtime.Pod{})
+	ctx, stop := context.WithCancel(b.Ctx)
+	var busy sync.WaitGroup
+	defer busy.Wait()
+	defer stop()
+	busy.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			lock := fmt.Sprintf("/run/lock-%d", i%3)
+			if err := os.WriteFile(lock, nil, 0o644); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(20 * time.Millisecond)
+			os.Remove(lock)
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	for i := range 20 {
+		if out := b.Output(b.Workload(fmt.Sprintf("w%d", i), "echo here")); out != "here\n" {
+			t.Errorf("it says %q", out)
+		}
 	}
 }
 
