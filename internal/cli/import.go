@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -98,7 +99,9 @@ func portsOf(units, ports []string) (map[string][]importer.Port, error) {
 		if err != nil {
 			return nil, misuse{fmt.Errorf("--port: %w", err)}
 		}
-		all[of] = append(all[of], p)
+		if !slices.Contains(all[of], p) {
+			all[of] = append(all[of], p)
+		}
 	}
 	return all, nil
 }

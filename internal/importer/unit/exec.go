@@ -93,14 +93,14 @@ func (t *translation) program(said string, tokens []string) (command, error) {
 		if token == `\;` {
 			token = ";"
 		}
-		c.words = append(c.words, t.expand(said, token, expand)...)
+		c.words = append(c.words, t.expand(token, expand)...)
 	}
 	return c, nil
 }
 
 // expand expands an argument: to one, or, where it is a variable, to as many
 // as that has words.
-func (t *translation) expand(said, token string, variables bool) []word {
+func (t *translation) expand(token string, variables bool) []word {
 	if variables && plain.MatchString(token) {
 		name := token[1:]
 		value, known := t.variables[name]
@@ -224,6 +224,11 @@ func (c command) plainly() bool {
 
 // hook runs commands one after the other; nothing expands references in it.
 func (t *translation) hook(commands []command, pidFile string, more ...string) *corev1.LifecycleHandler {
+	for _, c := range commands {
+		if c.root && t.account.uid != 0 {
+			t.notes.Add(c.said, "runs as the program's user: a hook has no other")
+		}
+	}
 	if len(commands) == 1 && len(more) == 0 && commands[0].plainly() && t.umask == "" {
 		var all []string
 		for _, w := range commands[0].words {
@@ -237,9 +242,6 @@ func (t *translation) hook(commands []command, pidFile string, more ...string) *
 	}
 	var lines []string
 	for _, c := range commands {
-		if c.root && t.account.uid != 0 {
-			t.notes.Add(c.said, "runs as the program's user: a hook has no other")
-		}
 		lines = append(lines, c.shell(pidFile))
 	}
 	if len(lines) == 0 && len(more) == 0 {

@@ -37,7 +37,7 @@ func start(t *testing.T, l launch, script string) (*exec.Cmd, *bytes.Buffer) {
 
 func code(t *testing.T, cmd *exec.Cmd) int {
 	t.Helper()
-	ended := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+	ended := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 	defer ended.Stop()
 	cmd.Wait()
 	return cmd.ProcessState.ExitCode()
@@ -46,7 +46,7 @@ func code(t *testing.T, cmd *exec.Cmd) int {
 // number waits for the number in a file.
 func number(t *testing.T, file string) int {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		text, _ := os.ReadFile(file)
 		if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
 			return n
@@ -60,7 +60,7 @@ func number(t *testing.T, file string) int {
 func TestForking(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "daemon.pid")
 	daemon := `sleep 0.2; sh -c 'echo $$ >` + file + `.main; printf %s $$ >` + file + `.new; mv ` + file + `.new ` + file + `; exec sleep 1000' >/dev/null 2>&1 &`
-	l := launch{signal: "TERM", forking: true, file: file, patience: 10}
+	l := launch{signal: "TERM", forking: true, file: file, patience: 30}
 
 	t.Run("ends with its daemon", func(t *testing.T) {
 		os.WriteFile(file, []byte("1"), 0o644) // of another time
@@ -80,7 +80,7 @@ func TestForking(t *testing.T) {
 		cmd, out := start(t, l, strings.ReplaceAll(daemon, "exec sleep 1000", `sleep 1000 & trap "kill $!; exit" USR1; wait`))
 		main := number(t, file+".main")
 		// The shell is ready for the signal when it polls: it has read the file.
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 			children, _ := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/task/" + strconv.Itoa(cmd.Process.Pid) + "/children")
 			name, _ := os.ReadFile("/proc/" + strings.TrimSpace(string(children)) + "/cmdline")
 			if string(name) == "sleep\x001\x00" {

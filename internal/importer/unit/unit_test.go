@@ -9,6 +9,11 @@ import (
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"tutti.dev/tutti/internal/api/hostprocess"
 	"tutti.dev/tutti/internal/importer"
 )
 
@@ -66,7 +71,8 @@ func TestGolden(t *testing.T) {
 		{"dropped-in", nil},
 	} {
 		t.Run(c.unit, func(t *testing.T) {
-			_, got := translate(t, c.unit, c.ports...)
+			m, got := translate(t, c.unit, c.ports...)
+			admitted(t, m)
 			file := filepath.Join("testdata", "golden", c.unit+".yaml")
 			if *update {
 				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
@@ -81,6 +87,31 @@ func TestGolden(t *testing.T) {
 				t.Errorf("is not %s, which `go test -update` writes anew:\n%s", file, got)
 			}
 		})
+	}
+}
+
+// admitted fails the test if a cluster would refuse a pod of the manifest.
+func admitted(t *testing.T, m importer.Manifest) {
+	t.Helper()
+	var template *corev1.PodTemplateSpec
+	for _, o := range m.Objects {
+		switch o := o.(type) {
+		case *appsv1.Deployment:
+			template = &o.Spec.Template
+		case *appsv1.DaemonSet:
+			template = &o.Spec.Template
+		case *batchv1.Job:
+			template = &o.Spec.Template
+		}
+	}
+	if template == nil {
+		t.Fatal("nothing makes a pod")
+	}
+	if _, err := hostprocess.ParseSettings(template.Annotations); err != nil {
+		t.Error(err)
+	}
+	if err := hostprocess.Check(&corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec}); err != nil {
+		t.Error(err)
 	}
 }
 
