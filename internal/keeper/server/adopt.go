@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,13 +54,10 @@ func (s *Server) resume(w *workload, inherited handover) {
 		close(w.cleared)
 		return
 	}
-	if w.rec.Phase == creating {
-		if !s.executed(w) {
-			log.Warn("start was interrupted, nothing had run")
-			s.forget(w, w.rec.ID)
-			return
-		}
-		w.rec.Phase, w.rec.Started = running, time.Now().UTC()
+	if w.rec.Phase == creating || s.waits(w) {
+		log.Warn("start was interrupted, nothing had run")
+		s.forget(w, w.rec.ID)
+		return
 	}
 	var err error
 	if w.out, err = newOutput(w.rec.Envelope.Log, s.log); err != nil {
@@ -95,24 +91,20 @@ func (s *Server) resume(w *workload, inherited handover) {
 	go s.attend(w)
 }
 
-// executed tells whether a start that the last keeper did not finish got as
-// far as the workload's own program, and if so fills in its process.
-func (s *Server) executed(w *workload) bool {
-	var state struct {
-		Pid   int    `json:"init_process_pid"`
-		Start uint64 `json:"init_process_start"`
-	}
-	data, err := os.ReadFile(filepath.Join(s.runcDir(), w.rec.ID, "state.json"))
-	if err != nil || json.Unmarshal(data, &state) != nil || w.rec.Boot != bootID() {
+// waits tells whether a workload that is on record as running has not been let
+// begin: the last keeper ended in between.
+func (s *Server) waits(w *workload) bool {
+	if _, err := os.Stat(filepath.Join(s.runcDir(), w.rec.ID, "exec.fifo")); err != nil {
 		return false
 	}
-	w.rec.PID, w.rec.StartTicks = state.Pid, state.Start
-	if _, err := os.Stat(filepath.Join(s.runcDir(), w.rec.ID, "exec.fifo")); err != nil {
-		return true
+	// The program is executed before the FIFO is removed. One that has ended
+	// since may have run.
+	name, err := os.ReadFile("/proc/" + strconv.Itoa(w.rec.PID) + "/comm")
+	if err != nil || !bytes.HasPrefix(name, []byte("runc:[")) {
+		return false
 	}
-	// The program is executed before the FIFO is removed.
-	name, err := os.ReadFile("/proc/" + strconv.Itoa(state.Pid) + "/comm")
-	return err == nil && !bytes.HasPrefix(name, []byte("runc:["))
+	began, err := process.StartTicks(w.rec.PID)
+	return err == nil && began == w.rec.StartTicks
 }
 
 // handover is what a keeper that replaced its own program left to it: open

@@ -94,11 +94,7 @@ func (s *Server) launch(w *workload, req *protocol.StartRequest) error {
 		return fmt.Errorf("create container: %w", err)
 	}
 	s.children.begin()
-	err = container.Run(proc)
-	pid := 0
-	if err == nil {
-		pid, err = proc.Pid()
-	}
+	pid, err := s.execute(w, container, proc, receive)
 	s.children.end(pid)
 	if err != nil {
 		// A container that got as far as waiting for its start is killed.
@@ -109,24 +105,39 @@ func (s *Server) launch(w *workload, req *protocol.StartRequest) error {
 		_ = container.Destroy()
 		return startError(err)
 	}
+	return nil
+}
+
+// execute makes the container, records it and only then lets its program
+// begin: what has begun is on record, so that no keeper begins it again.
+func (s *Server) execute(w *workload, container *libcontainer.Container, proc *libcontainer.Process, receive *os.File) (pid int, err error) {
+	if err := container.Start(proc); err != nil {
+		return 0, err
+	}
+	if pid, err = proc.Pid(); err != nil {
+		return 0, err
+	}
 	if receive != nil {
 		if err := w.openTerminal(receive); err != nil {
-			s.log.Error("terminal was not received", "workload", req.Id, "err", err)
+			s.log.Error("terminal was not received", "workload", w.rec.ID, "err", err)
 		}
 	}
-
-	// From here on the workload runs, unless it cannot be watched.
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.rec.Phase, w.rec.PID, w.rec.Started = running, pid, time.Now().UTC()
-	if w.rec.StartTicks, w.pidfd, err = watch(pid); err != nil {
-		s.children.abandon(pid)
-		return fmt.Errorf("watch process %d: %w", pid, err)
+	if w.rec.StartTicks, w.pidfd, err = watch(pid); err == nil {
+		if err = w.save(); err == nil {
+			err = container.Exec()
+		}
 	}
-	if err := w.save(); err != nil {
-		s.log.Error("record of workload not written", "workload", req.Id, "err", err)
+	if err == nil {
+		return pid, nil
 	}
-	return nil
+	if w.pidfd != nil {
+		w.pidfd.Close()
+		w.pidfd = nil
+	}
+	return 0, err
 }
 
 // watch opens a child that was not reaped yet.
