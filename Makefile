@@ -112,7 +112,7 @@ test-e2e: build images tools
 test-long: deps build images tools dist/tools/services
 	go test -count=1 -timeout 150m ./test/e2e/...
 
-# Server and keeper are killed at random while pods come and go: KILLS times,
+# Server and keeper are killed, held and replaced while pods come and go: KILLS blows,
 # by the plan that SEED gives if it is set. A blow takes about five seconds.
 KILLS ?= 200
 .PHONY: chaos

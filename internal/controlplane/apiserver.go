@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"time"
@@ -49,6 +50,7 @@ import (
 	"tutti.dev/tutti/internal/controlplane/inprocess"
 	"tutti.dev/tutti/internal/controlplane/metrics"
 	"tutti.dev/tutti/internal/controlplane/pki"
+	"tutti.dev/tutti/internal/host/hangup"
 )
 
 // serviceAccountIssuer is the issuer of service account tokens, and their default audience.
@@ -233,6 +235,11 @@ func genericConfig(opts options.CompletedOptions, loopback *rest.Config) (*gener
 	c.LongRunningFunc = filters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"),
 		sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+
+	// A session is translated between two protocols here, and would last as long as its pod is silent.
+	c.BuildHandlerChainFunc = func(handler http.Handler, c *genericapiserver.Config) http.Handler {
+		return hangup.Handler(genericapiserver.DefaultBuildHandlerChain(handler, c))
+	}
 
 	storageConfig := kubeapiserver.NewStorageFactoryConfigEffectiveVersion(c.EffectiveVersion)
 	storageConfig.APIResourceConfig = c.MergedResourceConfig

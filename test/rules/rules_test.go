@@ -34,7 +34,7 @@ var rooms = map[string][]string{
 	"api":          {},
 	"app":          {},
 	"cli":          {"app", "build", "image", "importer", "systemd"},
-	"controlplane": {},
+	"controlplane": {"host"},
 	"daemon":       {"agent", "app", "controlplane", "dns", "host", "image", "keeper", "network", "proxy", "runtime", "systemd", "volume"},
 	"dns":          {"host"},
 	"host":         {},

@@ -191,9 +191,6 @@ func Labels(p *v1.Pod, c *v1.Container, imageID, ground string, round int) map[s
 	if ground != "" {
 		l[pod.LabelGround] = ground
 	}
-	if s := p.Spec.TerminationGracePeriodSeconds; s != nil {
-		l[pod.LabelGrace] = strconv.FormatInt(*s, 10)
-	}
 	if round > 0 {
 		l[pod.LabelRound] = strconv.Itoa(round)
 	}

@@ -100,7 +100,7 @@ func (s *Server) launch(w *workload, req *protocol.StartRequest) error {
 		}
 	}
 
-	// From here on the workload runs, unless it cannot be watched.
+	// It runs, and is on record; unless it cannot be watched.
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.rec.Phase, w.rec.PID, w.rec.Started = running, pid, time.Now().UTC()

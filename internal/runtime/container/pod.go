@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -258,15 +259,34 @@ func (r *Runtime) close(ctx context.Context, podID string) error {
 	if err != nil {
 		return err
 	}
-	var wait sync.WaitGroup
-	errs := make([]error, len(all))
-	for i, w := range all {
+	// The list lacks what is being started just now, for a caller who did not
+	// wait for it: to remove that waits.
+	ids := map[string]bool{pauseID(podID): true}
+	for _, w := range all {
 		if w.GetEnvelope().GetLabels()[labelPod] == podID {
-			wait.Go(func() { errs[i] = r.Keeper.Remove(ctx, w.Id, true) })
+			ids[w.Id] = true
 		}
 	}
+	attempts, err := filepath.Glob(filepath.Join(r.podDir(podID), "containers", "*", "*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range attempts {
+		if attempt, err := strconv.Atoi(filepath.Base(dir)); err == nil {
+			ids[runtime.ID{Pod: podID, Name: filepath.Base(filepath.Dir(dir)), Attempt: attempt}.String()] = true
+		}
+	}
+	var wait sync.WaitGroup
+	errs := make(chan error, len(ids))
+	for id := range ids {
+		wait.Go(func() { errs <- r.Keeper.Remove(ctx, id, true) })
+	}
 	wait.Wait()
-	if err := errors.Join(errs...); err != nil {
+	close(errs)
+	for e := range errs {
+		err = errors.Join(err, e)
+	}
+	if err != nil {
 		return err
 	}
 	if pod.Cgroup != "" {

@@ -2,10 +2,12 @@ package container
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"tutti.dev/tutti/internal/runtime"
 	"tutti.dev/tutti/internal/runtime/runtimetest"
@@ -43,6 +45,34 @@ func TestStartCutShort(t *testing.T) {
 	}
 	if s := b.Wait(w.ID); s.ExitCode != 7 {
 		t.Errorf("exit: %s", runtimetest.Show(s))
+	}
+}
+
+// Whoever opens a pod and goes away does not keep another from closing it:
+// nothing comes up later.
+func TestClosedWhileOpening(t *testing.T) {
+	m := newMachine(t)
+	b := runtimetest.NewBench(t, m.Runtime)
+	for i := range 30 {
+		pod := runtime.Pod{ID: fmt.Sprintf("%s%d", b.Pod.ID, i), Hostname: "bench", SharePID: true}
+		pod.Cgroup = "burstable/pod" + pod.ID
+		ctx, cancel := context.WithTimeout(b.Ctx, time.Duration(i)*time.Millisecond)
+		_, _ = m.Open(ctx, pod)
+		cancel()
+		if err := m.Close(b.Ctx, pod.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The last is waited for by opening one more, after it.
+	last := runtime.Pod{ID: b.Pod.ID + "last", Hostname: "bench", SharePID: true, Cgroup: "burstable/podlast" + b.Pod.ID}
+	if _, err := m.Open(b.Ctx, last); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Close(b.Ctx, last.ID); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(filepath.Join(m.Dir, "keeper", "workloads")); err != nil || len(left) > 0 {
+		t.Errorf("the keeper has %v, %v", left, err)
 	}
 }
 
