@@ -96,6 +96,10 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	reserved, err := node.ParseReserved(c.SystemReserved)
+	if err != nil {
+		return nil, err
+	}
 	a := &Agent{
 		Config: c, thresholds: thresholds, log: c.Log, client: client,
 		actors: map[string]*actor{}, ended: map[string]bool{}, found: map[string]*leftover{},
@@ -114,6 +118,8 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	a.node, err = node.New(node.Config{
 		Name: c.NodeName, Hostname: c.Hostname, IP: c.NodeIP, Client: client, Version: c.Version,
 		MaxPods: c.MaxPods, Port: c.Port, DataDir: c.DataDir, Handlers: handlers, Images: c.Images.List,
+		Reserved: reserved, Thresholds: thresholds,
+		Limit:          func(has v1.ResourceList) error { return c.Group.Limit(translate.AllPods(has)) },
 		UserNamespaces: func(handler string) bool { return canMapIDs(a.Runtimes[handler]) == nil },
 		SetRange:       c.Network.SetRange, Pressure: a.short, InUse: a.inUse, Told: a.toldInUse, Log: c.Log,
 	})

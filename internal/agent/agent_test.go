@@ -214,6 +214,7 @@ type (
 	machineImages  struct{ *machine }
 	machineVolumes struct{ *machine }
 	machineProbes  struct{ *machine }
+	machineGroup   struct{ *machine }
 )
 
 func (m machineRuntime) List(context.Context) ([]runtime.Status, error) {
@@ -226,6 +227,9 @@ func (m machineRuntime) List(context.Context) ([]runtime.Status, error) {
 	}
 	return list, nil
 }
+
+func (m machineGroup) Limit(runtime.Resources) error   { return nil }
+func (m machineGroup) Memory() (runtime.Memory, error) { return runtime.Memory{Limit: 1 << 40}, nil }
 
 func (m machineNetwork) SetRange(context.Context, netip.Prefix) error { return nil }
 func (m machineNetwork) Attach(_ context.Context, p network.Pod) (network.Attachment, error) {
@@ -358,7 +362,7 @@ func (b *bench) start() {
 	m := b.m
 	a, err := newAgent(Config{
 		NodeName: "here", NodeIP: netip.MustParseAddr("192.0.2.1"), DataDir: b.dir, Client: &rest.Config{},
-		Runtimes: map[string]runtime.Runtime{"": machineRuntime{m}}, Images: machineImages{m}, Network: machineNetwork{m},
+		Runtimes: map[string]runtime.Runtime{"": machineRuntime{m}}, Group: machineGroup{m}, Images: machineImages{m}, Network: machineNetwork{m},
 		Volumes: machineVolumes{m}, Probes: machineProbes{m},
 	}, b.client)
 	if err != nil {

@@ -45,6 +45,7 @@ type Config struct {
 	Client *rest.Config
 	// Runtimes by handler, as RuntimeClasses name them; "" is the default.
 	Runtimes map[string]runtime.Runtime
+	Group    runtime.Group // of all pods
 	Images   image.Store
 	// RegistryAuth is by what a pod of the namespace may pull the image
 	// without a pull secret, if by anything; nil is by nothing.
@@ -56,6 +57,9 @@ type Config struct {
 	// EvictionHard says what is to be kept free on the machine, as
 	// pressure.Parse reads it; "" is pressure.Default.
 	EvictionHard string
+	// SystemReserved says what of the machine is kept from pods, as
+	// node.ParseReserved reads it; "" is its default.
+	SystemReserved string
 	// MaxPods is how many pods the machine takes; 0 is 250.
 	MaxPods int
 	// UnsafeSysctls are those that pods may set beside the safe ones; a "*" at
@@ -127,6 +131,7 @@ func (c *Config) validate() error {
 	need(c.DataDir != "", "a data directory")
 	need(c.Client != nil, "a client of the API")
 	need(c.Runtimes[""] != nil, "a default runtime")
+	need(c.Group != nil, "the control group of all pods")
 	need(c.Images != nil, "an image store")
 	need(c.Network != nil, "a network")
 	if c.ClusterDomain == "" {

@@ -184,8 +184,8 @@ func (n node) forkBomb(ns string) {
 	most := 0
 	n.until("a fork bomb goes off", func() (bool, string) {
 		// Of version 1 and 2. To look at each process would take long now.
-		groups, _ := filepath.Glob("/sys/fs/cgroup/pids/*/besteffort/pod" + uid + "/pids.current")
-		unified, _ := filepath.Glob("/sys/fs/cgroup/*/besteffort/pod" + uid + "/pids.current")
+		groups, _ := filepath.Glob("/sys/fs/cgroup/pids/*/pods/besteffort/pod" + uid + "/pids.current")
+		unified, _ := filepath.Glob("/sys/fs/cgroup/*/pods/besteffort/pod" + uid + "/pids.current")
 		for _, g := range append(groups, unified...) {
 			var now int
 			if data, err := os.ReadFile(g); err == nil {

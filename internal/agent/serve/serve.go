@@ -48,6 +48,7 @@ type Config struct {
 	NodeName string
 	Pods     Pods
 	Runtime  runtime.Runtime
+	Group    runtime.Group // of all pods
 	// Flows are who talks to whom on this node, read anew at each call.
 	Flows func() ([]api.Flow, error)
 	Dir   string // data directory; logs are below Dir/logs
@@ -82,7 +83,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Usage: Usage{NodeName: cfg.NodeName, Pods: cfg.Pods, Runtime: cfg.Runtime, Dir: cfg.Dir}, cfg: cfg}
+	s := &Server{Usage: Usage{NodeName: cfg.NodeName, Pods: cfg.Pods, Runtime: cfg.Runtime, Group: cfg.Group, Dir: cfg.Dir}, cfg: cfg}
 	s.handler = a.wrap(s.routes())
 	return s, nil
 }

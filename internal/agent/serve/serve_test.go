@@ -74,6 +74,13 @@ type host struct {
 
 func (h *host) Pods() []*v1.Pod { return h.pods }
 
+// Limit and Memory make it the group of all pods too.
+func (h *host) Limit(runtime.Resources) error { return nil }
+
+func (h *host) Memory() (runtime.Memory, error) {
+	return runtime.Memory{Limit: 1 << 30, Usage: 512 << 20, WorkSet: 256 << 20}, nil
+}
+
 func (h *host) NetNS(types.UID) (string, error) {
 	if h.netns == "" {
 		return "", errors.New("not attached")
@@ -223,7 +230,7 @@ func newFixture(t *testing.T) *fixture {
 	cert, err := tls.X509KeyPair(certPEM, keyPEM)
 	must(t, err)
 	s, err := New(Config{
-		NodeName: "n1", Pods: h, Runtime: h, Dir: dir, Client: client, ClientCA: ca.pem,
+		NodeName: "n1", Pods: h, Runtime: h, Group: h, Dir: dir, Client: client, ClientCA: ca.pem,
 		Configuration: kubeletconfig.KubeletConfiguration{Port: 10250, MaxPods: 7},
 		Certificate:   func() (*tls.Certificate, error) { return &cert, nil },
 		Flows:         func() ([]api.Flow, error) { return []api.Flow{testFlow}, nil },
@@ -596,6 +603,9 @@ func TestPodsAndStats(t *testing.T) {
 	if len(pod.Containers) != 1 || *pod.CPU.UsageCoreNanoSeconds != 3e9 || *pod.Memory.WorkingSetBytes != 32<<20 ||
 		*pod.Containers[0].Rootfs.UsedBytes != 4096 || *pod.Containers[0].Logs.UsedBytes == 0 || *summary.Node.Memory.WorkingSetBytes == 0 || *summary.Node.CPU.UsageCoreNanoSeconds == 0 {
 		t.Errorf("%s", body)
+	}
+	if all := summary.Node.SystemContainers; len(all) != 1 || all[0].Name != "pods" || *all[0].Memory.WorkingSetBytes != 256<<20 || *all[0].Memory.AvailableBytes != 768<<20 {
+		t.Errorf("of all pods: %s", body)
 	}
 	_, body = f.get("/metrics/resource")
 	for _, want := range []string{

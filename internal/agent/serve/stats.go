@@ -43,6 +43,7 @@ type Usage struct {
 	NodeName string
 	Pods     Pods
 	Runtime  runtime.Runtime
+	Group    runtime.Group
 	Dir      string // data directory
 }
 
@@ -63,6 +64,16 @@ func (u *Usage) Node() (stats.NodeStats, error) {
 	}
 	if node.Fs, err = fileSystem(u.Dir); err != nil {
 		return node, err
+	}
+	all, err := u.Group.Memory()
+	if err != nil {
+		return node, err
+	}
+	node.SystemContainers = []stats.ContainerStats{{Name: stats.SystemContainerPods, Memory: &stats.MemoryStats{
+		Time: node.Memory.Time, UsageBytes: ptr.To(uint64(all.Usage)), WorkingSetBytes: ptr.To(uint64(all.WorkSet)),
+	}}}
+	if all.Limit > 0 {
+		node.SystemContainers[0].Memory.AvailableBytes = ptr.To(uint64(max(all.Limit-all.WorkSet, 0)))
 	}
 	node.Runtime = &stats.RuntimeStats{ImageFs: node.Fs, ContainerFs: node.Fs}
 	if node.Rlimit, err = pidlimit.Stats(); err != nil {
