@@ -370,6 +370,9 @@ func (a *Agent) leave(uid string) {
 	for _, x := range a.all() {
 		x.mu.Lock()
 		waits := x.o.Resize != nil
+		if waits {
+			x.o.Considered++
+		}
 		x.mu.Unlock()
 		if waits {
 			go x.considerResize()
