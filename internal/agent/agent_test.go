@@ -28,6 +28,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	"k8s.io/kubernetes/pkg/security/apparmor"
+	k8svolume "k8s.io/kubernetes/pkg/volume"
 
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/probe"
@@ -267,7 +268,10 @@ func (m machineImages) Holders() []string                             { return n
 func (m machineImages) List(context.Context) ([]image.Image, error)   { return nil, nil }
 func (m machineVolumes) Hostname(p *v1.Pod) (string, error)           { return p.Name, nil }
 func (m machineVolumes) VolumePath(types.UID, string) (string, error) { return "", nil }
-func (m machineVolumes) Remove(context.Context, types.UID) error      { return nil }
+func (m machineVolumes) Metrics(context.Context, *v1.Pod, *v1.Volume) (*k8svolume.Metrics, error) {
+	return nil, k8svolume.NewNotSupportedError()
+}
+func (m machineVolumes) Remove(context.Context, types.UID) error { return nil }
 func (m machineVolumes) Prepare(context.Context, *v1.Pod) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	k8svolume "k8s.io/kubernetes/pkg/volume"
 
 	"tutti.dev/tutti/internal/agent/probe"
 	"tutti.dev/tutti/internal/api"
@@ -101,6 +102,9 @@ type Volumes interface {
 	// Remove takes the pod's volumes from the machine; unknown is no error.
 	Remove(ctx context.Context, uid types.UID) error
 	VolumePath(uid types.UID, name string) (string, error)
+	// Metrics tells how large a prepared volume is and what of it is used, if
+	// that can be told.
+	Metrics(ctx context.Context, p *v1.Pod, v *v1.Volume) (*k8svolume.Metrics, error)
 	// Hostname is what the pod's programs see as their host's name.
 	Hostname(p *v1.Pod) (string, error)
 	// TerminationMessage is what an ended run left to say.

@@ -30,7 +30,7 @@ func (a *Agent) serve(ctx context.Context) error {
 		return fmt.Errorf("read the authority of the kubelet endpoints' clients: %w", err)
 	}
 	s, err := serve.New(serve.Config{
-		NodeName: a.NodeName, Pods: a, Runtime: a.Runtimes[""], Group: a.Group, Dir: a.DataDir, ClientCA: ca, Client: a.client, Log: a.log, Flows: a.Network.Flows,
+		NodeName: a.NodeName, Pods: a, Runtime: a.Runtimes[""], Group: a.Group, Volumes: a.Volumes.Metrics, Dir: a.DataDir, ClientCA: ca, Client: a.client, Log: a.log, Flows: a.Network.Flows,
 		Certificate: func() (*tls.Certificate, error) {
 			c, err := tls.LoadX509KeyPair(a.CertFile, a.KeyFile)
 			return &c, err
