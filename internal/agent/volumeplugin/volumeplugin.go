@@ -71,11 +71,10 @@ type Config struct {
 // Plugins makes the volumes. All methods are safe for concurrent use.
 type Plugins struct {
 	config Config
-	link   string        // KubeletDir
-	begun  chan struct{} // closed when the managers are wanted
-	ready  chan struct{} // closed when they run
-
-	asked singleflight.Group
+	link   string             // KubeletDir
+	begun  chan struct{}      // closed when the managers are wanted
+	ready  chan struct{}      // closed when they run
+	asked  singleflight.Group // how large volumes are, by pod and name
 
 	mu      sync.Mutex
 	root    string // of the plugins, "" until they are wanted
