@@ -314,6 +314,13 @@ func (n node) forkBomb(ns string) {
 		n.t.Errorf("the pod had %d processes", most)
 	}
 	n.t.Logf("%d processes after %v", most, time.Since(begun).Round(time.Second/10))
+	// It goes on for some ten seconds, in which the node says that it lives.
+	renewed := func() string { return n.field("kube-node-lease", "lease", "{.items[0].spec.renewTime}") }
+	last := renewed()
+	n.until("the node renews its lease", func() (bool, string) {
+		now := renewed()
+		return now != last, now
+	})
 	begun = time.Now()
 	n.kubectl("-n", ns, "delete", "pod", "bomb", fmt.Sprintf("--timeout=%v", patience))
 	n.t.Logf("the fork bomb ended in %v", time.Since(begun).Round(time.Second/10))
