@@ -145,7 +145,11 @@ func (g *gate) resize(p *v1.Pod, node *v1.Node) *pod.Refusal {
 	if r := g.ask(p, lifecycle.ResizeOperation); r != nil {
 		return &pod.Refusal{Reason: v1.PodReasonDeferred, Message: r.Message}
 	}
-	g.keep(p)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.taken[string(p.UID)] != nil { // it may have ended meanwhile
+		g.taken[string(p.UID)] = p
+	}
 	return nil
 }
 
