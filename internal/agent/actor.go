@@ -48,6 +48,8 @@ type actor struct {
 	steps  map[string]underway // by key of the step
 	images map[string]held     // by container
 
+	resizing sync.Mutex // held while it is asked whether new resources fit
+
 	status statusWriter
 	halted func() // closes still, once
 }
@@ -118,6 +120,7 @@ func (x *actor) setPod(p *v1.Pod) {
 				c.Unresized = nil
 				o.Containers[name] = c
 			}
+			o.Considered++
 		}
 		if !maps.Equal(p.Labels, o.Pod.Labels) || !maps.Equal(p.Annotations, o.Pod.Annotations) {
 			o.Volumes.Ready = false // some show labels and annotations
@@ -125,16 +128,18 @@ func (x *actor) setPod(p *v1.Pod) {
 		o.Pod = p
 	})
 	if changed {
-		x.considerResize()
+		go x.considerResize()
 	}
 }
 
 // considerResize asks whether the machine takes the pod with the resources
-// that it has now.
+// that it has now. It may take long: others may have to be stopped first.
 func (x *actor) considerResize() {
+	x.resizing.Lock()
+	defer x.resizing.Unlock()
 	p := x.pod()
 	refusal := x.a.gate.resize(p, x.a.node.Node())
-	x.change(func(o *pod.Observed) { o.Resize = refusal })
+	x.change(func(o *pod.Observed) { o.Resize, o.Considered = refusal, o.Considered-1 })
 }
 
 // newer compares versions of one object; without versions (tests) the last

@@ -21,7 +21,12 @@ import (
 // gate says which pods this machine takes. The scheduler has decided already;
 // this catches what it could not know, and pods that were bound without it.
 type gate struct {
+	// turn is held by who asks, also while pods are stopped for a critical one:
+	// the next is asked about when it is clear what is left.
+	turn  sync.Mutex
 	rules []lifecycle.PodAdmitHandler
+	// critical makes room for critical pods; nil makes none.
+	critical lifecycle.AdmissionFailureHandler
 
 	mu    sync.Mutex
 	taken map[string]*v1.Pod // by UID, as their resources count
@@ -32,12 +37,29 @@ func newGate(ctx context.Context, node func() *v1.Node, unsafeSysctls []string) 
 	if err != nil {
 		return nil, err
 	}
+	g := &gate{taken: map[string]*v1.Pod{}}
 	fits := lifecycle.NewPredicateAdmitHandler(
-		func(context.Context, bool) (*v1.Node, error) { return node(), nil },
-		lifecycle.NewAdmissionFailureHandlerStub(),
+		func(context.Context, bool) (*v1.Node, error) { return node(), nil }, g,
 		func(*schedulerframework.NodeInfo, *lifecycle.PodAdmitAttributes) error { return nil },
 	)
-	return &gate{rules: []lifecycle.PodAdmitHandler{sysctls, lifecycle.NewAppArmorAdmitHandler(apparmor.NewValidator()), fits}, taken: map[string]*v1.Pod{}}, nil
+	g.rules = []lifecycle.PodAdmitHandler{sysctls, lifecycle.NewAppArmorAdmitHandler(apparmor.NewValidator()), fits}
+	return g, nil
+}
+
+// HandleAdmissionFailure implements lifecycle.AdmissionFailureHandler: a pod
+// for which there is not enough here has others stopped if it is critical.
+func (g *gate) HandleAdmissionFailure(ctx context.Context, p *v1.Pod, reasons []lifecycle.PredicateFailureReason) ([]lifecycle.PredicateFailureReason, error) {
+	if g.critical == nil {
+		return reasons, nil
+	}
+	return g.critical.HandleAdmissionFailure(ctx, p, reasons)
+}
+
+// holds says whether a pod was taken and its place not yet given back.
+func (g *gate) holds(uid string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.taken[uid] != nil
 }
 
 // take admits a pod or says why not. One that runs already is admitted.
@@ -45,24 +67,35 @@ func (g *gate) take(p *v1.Pod, runs bool) *pod.Refusal {
 	if podutil.IsPodTerminal(p) {
 		return nil
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !runs && p.DeletionTimestamp == nil {
-		if r := g.ask(p, lifecycle.AddOperation); r != nil {
-			return r
-		}
+	if runs || p.DeletionTimestamp != nil {
+		g.keep(p)
+		return nil
 	}
-	g.taken[string(p.UID)] = p
+	g.turn.Lock()
+	defer g.turn.Unlock()
+	if r := g.ask(p, lifecycle.AddOperation); r != nil {
+		return r
+	}
+	g.keep(p)
 	return nil
 }
 
+func (g *gate) keep(p *v1.Pod) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.taken[string(p.UID)] = p
+}
+
+// ask goes through the rules. g.turn is held.
 func (g *gate) ask(p *v1.Pod, op lifecycle.Operation) *pod.Refusal {
 	at := &lifecycle.PodAdmitAttributes{Pod: p, Operation: op}
+	g.mu.Lock()
 	for uid, other := range g.taken {
 		if uid != string(p.UID) {
 			at.OtherPods = append(at.OtherPods, other)
 		}
 	}
+	g.mu.Unlock()
 	if op == lifecycle.AddOperation {
 		if err := cannot(p, selinux.GetEnabled()); err != nil {
 			return &pod.Refusal{Reason: lifecycle.PodFeatureUnsupported, Message: err.Error()}
@@ -96,9 +129,9 @@ func cannot(p *v1.Pod, confined bool) error {
 // resize admits new resources of a pod that was taken, or says why they wait
 // (Deferred) or never can be (Infeasible).
 func (g *gate) resize(p *v1.Pod, node *v1.Node) *pod.Refusal {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.taken[string(p.UID)] == nil {
+	g.turn.Lock()
+	defer g.turn.Unlock()
+	if !g.holds(string(p.UID)) {
 		return nil
 	}
 	requests := resourcehelper.PodRequests(p, resourcehelper.PodResourcesOptions{})
@@ -112,7 +145,11 @@ func (g *gate) resize(p *v1.Pod, node *v1.Node) *pod.Refusal {
 	if r := g.ask(p, lifecycle.ResizeOperation); r != nil {
 		return &pod.Refusal{Reason: v1.PodReasonDeferred, Message: r.Message}
 	}
-	g.taken[string(p.UID)] = p
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.taken[string(p.UID)] != nil { // it may have ended meanwhile
+		g.taken[string(p.UID)] = p
+	}
 	return nil
 }
 

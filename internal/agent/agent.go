@@ -97,6 +97,10 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	reserved, err := node.ParseReserved(c.SystemReserved)
+	if err != nil {
+		return nil, err
+	}
 	a := &Agent{
 		Config: c, thresholds: thresholds, log: c.Log, client: client,
 		actors: map[string]*actor{}, ended: map[string]bool{}, found: map[string]*leftover{},
@@ -111,6 +115,8 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	a.node, err = node.New(node.Config{
 		Name: c.NodeName, Hostname: c.Hostname, IP: c.NodeIP, Client: client, Version: c.Version,
 		MaxPods: c.MaxPods, Port: c.Port, DataDir: c.DataDir, Handlers: slices.Collect(maps.Keys(c.Runtimes)), Images: c.Images.List,
+		Reserved: reserved, Thresholds: thresholds,
+		Limit:          func(has v1.ResourceList) error { return c.Group.Limit(translate.AllPods(has)) },
 		UserNamespaces: func(handler string) bool { return canMapIDs(a.Runtimes[handler]) == nil },
 		SetRange:       c.Network.SetRange, Pressure: a.short, InUse: a.inUse, Told: a.toldInUse, Log: c.Log,
 	})
@@ -364,6 +370,9 @@ func (a *Agent) leave(uid string) {
 	for _, x := range a.all() {
 		x.mu.Lock()
 		waits := x.o.Resize != nil
+		if waits {
+			x.o.Considered++
+		}
 		x.mu.Unlock()
 		if waits {
 			go x.considerResize()

@@ -28,6 +28,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	"k8s.io/kubernetes/pkg/security/apparmor"
+	k8svolume "k8s.io/kubernetes/pkg/volume"
 
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/probe"
@@ -214,6 +215,7 @@ type (
 	machineImages  struct{ *machine }
 	machineVolumes struct{ *machine }
 	machineProbes  struct{ *machine }
+	machineGroup   struct{ *machine }
 )
 
 func (m machineRuntime) List(context.Context) ([]runtime.Status, error) {
@@ -226,6 +228,9 @@ func (m machineRuntime) List(context.Context) ([]runtime.Status, error) {
 	}
 	return list, nil
 }
+
+func (m machineGroup) Limit(runtime.Resources) error   { return nil }
+func (m machineGroup) Memory() (runtime.Memory, error) { return runtime.Memory{Limit: 1 << 40}, nil }
 
 func (m machineNetwork) SetRange(context.Context, netip.Prefix) error { return nil }
 func (m machineNetwork) Attach(_ context.Context, p network.Pod) (network.Attachment, error) {
@@ -263,7 +268,10 @@ func (m machineImages) Holders() []string                             { return n
 func (m machineImages) List(context.Context) ([]image.Image, error)   { return nil, nil }
 func (m machineVolumes) Hostname(p *v1.Pod) (string, error)           { return p.Name, nil }
 func (m machineVolumes) VolumePath(types.UID, string) (string, error) { return "", nil }
-func (m machineVolumes) Remove(context.Context, types.UID) error      { return nil }
+func (m machineVolumes) Metrics(context.Context, *v1.Pod, *v1.Volume) (*k8svolume.Metrics, error) {
+	return nil, k8svolume.NewNotSupportedError()
+}
+func (m machineVolumes) Remove(context.Context, types.UID) error { return nil }
 func (m machineVolumes) Prepare(context.Context, *v1.Pod) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -358,7 +366,7 @@ func (b *bench) start() {
 	m := b.m
 	a, err := newAgent(Config{
 		NodeName: "here", NodeIP: netip.MustParseAddr("192.0.2.1"), DataDir: b.dir, Client: &rest.Config{},
-		Runtimes: map[string]runtime.Runtime{"": machineRuntime{m}}, Images: machineImages{m}, Network: machineNetwork{m},
+		Runtimes: map[string]runtime.Runtime{"": machineRuntime{m}}, Group: machineGroup{m}, Images: machineImages{m}, Network: machineNetwork{m},
 		Volumes: machineVolumes{m}, Probes: machineProbes{m},
 	}, b.client)
 	if err != nil {

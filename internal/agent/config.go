@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	k8svolume "k8s.io/kubernetes/pkg/volume"
 
 	"tutti.dev/tutti/internal/agent/probe"
 	"tutti.dev/tutti/internal/api"
@@ -45,6 +46,7 @@ type Config struct {
 	Client *rest.Config
 	// Runtimes by handler, as RuntimeClasses name them; "" is the default.
 	Runtimes map[string]runtime.Runtime
+	Group    runtime.Group // of all pods
 	Images   image.Store
 	// RegistryAuth is by what a pod of the namespace may pull the image
 	// without a pull secret, if by anything; nil is by nothing.
@@ -56,6 +58,9 @@ type Config struct {
 	// EvictionHard says what is to be kept free on the machine, as
 	// pressure.Parse reads it; "" is pressure.Default.
 	EvictionHard string
+	// SystemReserved says what of the machine is kept from pods, as
+	// node.ParseReserved reads it; "" is its default.
+	SystemReserved string
 	// MaxPods is how many pods the machine takes; 0 is 250.
 	MaxPods int
 	// UnsafeSysctls are those that pods may set beside the safe ones; a "*" at
@@ -97,6 +102,9 @@ type Volumes interface {
 	// Remove takes the pod's volumes from the machine; unknown is no error.
 	Remove(ctx context.Context, uid types.UID) error
 	VolumePath(uid types.UID, name string) (string, error)
+	// Metrics tells how large a prepared volume is and what of it is used, if
+	// that can be told.
+	Metrics(ctx context.Context, p *v1.Pod, v *v1.Volume) (*k8svolume.Metrics, error)
 	// Hostname is what the pod's programs see as their host's name.
 	Hostname(p *v1.Pod) (string, error)
 	// TerminationMessage is what an ended run left to say.
@@ -127,6 +135,7 @@ func (c *Config) validate() error {
 	need(c.DataDir != "", "a data directory")
 	need(c.Client != nil, "a client of the API")
 	need(c.Runtimes[""] != nil, "a default runtime")
+	need(c.Group != nil, "the control group of all pods")
 	need(c.Images != nil, "an image store")
 	need(c.Network != nil, "a network")
 	if c.ClusterDomain == "" {

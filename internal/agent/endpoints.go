@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 	"k8s.io/utils/ptr"
 
 	"tutti.dev/tutti/internal/agent/pod"
@@ -29,7 +30,7 @@ func (a *Agent) serve(ctx context.Context) error {
 		return fmt.Errorf("read the authority of the kubelet endpoints' clients: %w", err)
 	}
 	s, err := serve.New(serve.Config{
-		NodeName: a.NodeName, Pods: a, Runtime: workloads{a}, Dir: a.DataDir, ClientCA: ca, Client: a.client, Log: a.log, Flows: a.Network.Flows,
+		NodeName: a.NodeName, Pods: a, Runtime: workloads{a}, Group: a.Group, Volumes: a.Volumes.Metrics, Dir: a.DataDir, ClientCA: ca, Client: a.client, Log: a.log, Flows: a.Network.Flows,
 		Certificate: func() (*tls.Certificate, error) {
 			c, err := tls.LoadX509KeyPair(a.CertFile, a.KeyFile)
 			return &c, err
@@ -64,9 +65,20 @@ func (a *Agent) configuration() kubeletconfig.KubeletConfiguration {
 		MaxPods:       int32(a.MaxPods),
 		PodPidsLimit:  ptr.To[int64](translate.PodPids),
 		EvictionHard:  pressure.Map(a.thresholds),
-		CgroupDriver:  "cgroupfs",
-		FailSwapOn:    ptr.To(false),
+		// Of all pods together.
+		SystemReserved: told(a.node.Reserved), EnforceNodeAllocatable: []string{kubetypes.NodeAllocatableEnforcementKey},
+		CgroupDriver: "cgroupfs",
+		FailSwapOn:   ptr.To(false),
 	}
+}
+
+// told is a list of quantities as a kubelet's configuration has it.
+func told(list v1.ResourceList) map[string]string {
+	m := map[string]string{}
+	for name, q := range list {
+		m[string(name)] = q.String()
+	}
+	return m
 }
 
 // Pods are the pods of this node, with their status as it is here. Those that

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	"k8s.io/kubernetes/pkg/kubelet/lifecycle"
+	"k8s.io/kubernetes/pkg/kubelet/preemption"
 
 	"tutti.dev/tutti/internal/agent/pod"
 	"tutti.dev/tutti/internal/agent/pressure"
@@ -22,18 +24,20 @@ import (
 const evictPatience = 10 * time.Second
 
 // watchPressure makes what defends the machine against its pods; it is not
-// running yet, but the gate asks it.
+// running yet, but the gate asks it. From now on the gate makes room for
+// critical pods too.
 func (a *Agent) watchPressure() {
 	m := pressure.New(pressure.Config{
 		NodeName: a.NodeName, Thresholds: a.thresholds, Images: a.Images, Recorder: a.recorder, Log: a.log, Pods: evictor{a},
-		Usage: &serve.Usage{NodeName: a.NodeName, Pods: a, Runtime: workloads{a}, Dir: a.DataDir},
+		Usage: &serve.Usage{NodeName: a.NodeName, Pods: a, Runtime: workloads{a}, Group: a.Group, Dir: a.DataDir},
 	})
 	a.mu.Lock()
 	a.pressure = m
 	a.mu.Unlock()
-	a.gate.mu.Lock()
-	defer a.gate.mu.Unlock()
+	a.gate.turn.Lock()
+	defer a.gate.turn.Unlock()
 	a.gate.rules = append([]lifecycle.PodAdmitHandler{m}, a.gate.rules...)
+	a.gate.critical = preemption.NewCriticalPodAdmissionHandler(evictor{a}.holding, evictor{a}.Evict, a.recorder)
 }
 
 // short says whether the machine is short of what the condition is about.
@@ -65,6 +69,12 @@ func (e evictor) Active() []*v1.Pod {
 		}
 	}
 	return list
+}
+
+// holding are those of the active pods that have a place on the machine: to
+// stop one that waits for it would free nothing.
+func (e evictor) holding() []*v1.Pod {
+	return slices.DeleteFunc(e.Active(), func(p *v1.Pod) bool { return !e.a.gate.holds(string(p.UID)) })
 }
 
 // Evict implements pressure.Pods.

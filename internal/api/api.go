@@ -70,6 +70,9 @@ type Settings struct {
 	// EvictionHard is what to keep free on the machine before pods are evicted,
 	// as a kubelet's flag of that name has it: memory.available<100Mi,…
 	EvictionHard string `json:"evictionHard,omitempty"`
+	// SystemReserved is what is kept from all pods together for the machine
+	// itself, as a kubelet's flag of that name has it: memory=1Gi,cpu=500m,…
+	SystemReserved string `json:"systemReserved,omitempty"`
 	// NodeName is how the cluster calls this machine.
 	NodeName string `json:"nodeName,omitempty"`
 	// ClusterCIDR and ServiceCIDR are where pods and Services get addresses.

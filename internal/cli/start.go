@@ -175,6 +175,7 @@ func settingsFlags(f *pflag.FlagSet, s *api.Settings) {
 	f.IntVar(&s.RegistryPort, "registry-port", 0, "port of the image registry, -1 for none (default 5000)")
 	f.StringVar(&s.Mirrors, "mirrors", "", "registries to fetch images of once for all, and keep: HOST[=URL],… such as docker.io, or none")
 	f.StringVar(&s.EvictionHard, "eviction-hard", "", "what to keep free before pods are evicted: SIGNAL<QUANTITY,… or none (default memory.available<100Mi,nodefs.available<10%,…)")
+	f.StringVar(&s.SystemReserved, "system-reserved", "", "what all pods together leave to the machine: RESOURCE=QUANTITY,… of memory, cpu, pid, ephemeral-storage (default memory=512Mi,pid=1000)")
 	f.StringVar(&s.NodeName, "node-name", "", "name of this machine in the cluster (default its host name)")
 	f.StringVar(&s.ClusterCIDR, "cluster-cidr", "", "addresses of pods (default 10.42.0.0/16)")
 	f.StringVar(&s.ServiceCIDR, "service-cidr", "", "addresses of Services (default 10.43.0.0/16)")
@@ -198,6 +199,7 @@ func arguments(s api.Settings) []string {
 	}
 	add("mirrors", s.Mirrors)
 	add("eviction-hard", s.EvictionHard)
+	add("system-reserved", s.SystemReserved)
 	add("node-name", s.NodeName)
 	add("cluster-cidr", s.ClusterCIDR)
 	add("service-cidr", s.ServiceCIDR)

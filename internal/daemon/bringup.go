@@ -171,6 +171,7 @@ func (s *server) startAgent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	pods := podGroup(path.Join(cgroupRoot(s.dir), translate.Pods))
 	if err := cgroup.Make(path.Join(cgroupRoot(s.dir), translate.BestEffort), cgroup.Limits{CPUShares: translate.BestEffortShares}); err != nil {
 		return err
 	}
@@ -179,10 +180,10 @@ func (s *server) startAgent(ctx context.Context) error {
 		NodeName: s.settings.NodeName, NodeIP: s.nodeIP, DataDir: string(s.dir),
 		ClusterDomain: clusterDomain, ClusterDNS: serviceDNS(s.service),
 		Client:   s.rooms.control.Client(controlplane.Node(s.settings.NodeName)),
-		Runtimes: runtimes,
-		Images:   s.rooms.images, RegistryAuth: s.rooms.registryAuth, Network: s.rooms.network, Version: api.Version,
+		Runtimes: runtimes, Group: pods,
+		Images: s.rooms.images, RegistryAuth: s.rooms.registryAuth, Network: s.rooms.network, Version: api.Version,
 		Port: agentPort, CertFile: certificates.CertFile, KeyFile: certificates.KeyFile, ClientCAFile: certificates.ClientCAFile,
-		EvictionHard: s.settings.EvictionHard, UnsafeSysctls: unsafeSysctls(s.settings),
+		EvictionHard: s.settings.EvictionHard, SystemReserved: s.settings.SystemReserved, UnsafeSysctls: unsafeSysctls(s.settings),
 		Log: s.log.With("room", "agent"),
 	})
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/distribution/reference"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"tutti.dev/tutti/internal/agent/node"
 	"tutti.dev/tutti/internal/agent/pressure"
 	"tutti.dev/tutti/internal/api"
 )
@@ -97,6 +98,7 @@ func overlay(s *api.Settings, with api.Settings) {
 	set(&s.UnsafeSysctls, with.UnsafeSysctls)
 	set(&s.Mirrors, with.Mirrors)
 	set(&s.EvictionHard, with.EvictionHard)
+	set(&s.SystemReserved, with.SystemReserved)
 	if with.Port != 0 {
 		s.Port = with.Port
 	}
@@ -120,6 +122,9 @@ func validate(s api.Settings) error {
 		return fmt.Errorf("--mirrors needs the registry, which --registry-port %d turns off; leave out one of them", api.NoRegistry)
 	}
 	if _, err := pressure.Parse(s.EvictionHard); err != nil {
+		return err
+	}
+	if _, err := node.ParseReserved(s.SystemReserved); err != nil {
 		return err
 	}
 	if s.Address != "" {

@@ -93,6 +93,8 @@ func TestMerge(t *testing.T) {
 		{"no registry", api.Settings{Mirrors: "library"}, kept, true, api.Settings{}, `--mirrors: "library" is not a registry; name it as images do, such as docker.io or quay.io`},
 		{"a mirror twice", api.Settings{Mirrors: "quay.io,quay.io"}, kept, true, api.Settings{}, "--mirrors: quay.io is there twice; leave one out"},
 		{"a mirror with a path", api.Settings{Mirrors: "quay.io=https://10.0.0.1/quay"}, kept, true, api.Settings{}, `--mirrors: "https://10.0.0.1/quay" is not the address of a registry; give https://HOST[:PORT], without a path or a password`},
+		{"reserved", api.Settings{SystemReserved: "memory=1Gi"}, kept, true, settings(func(s *api.Settings) { s.Port, s.SystemReserved = 7000, "memory=1Gi" }), ""},
+		{"nothing to reserve", api.Settings{SystemReserved: "gpu=1"}, kept, true, api.Settings{}, `--system-reserved: "gpu=1" keeps nothing; give a list such as`},
 		{"no address", api.Settings{Address: "here"}, kept, true, api.Settings{}, `--address "here" is not an IP address; give one of this machine's, or 0.0.0.0 for all`},
 		{"no name", api.Settings{NodeName: "A_b"}, api.Settings{}, false, api.Settings{}, `"A_b" cannot be the name of a node; choose one of lower case letters, digits, '-' and '.' with --node-name`},
 		{"no network", api.Settings{NodeName: "n", ServiceCIDR: "10.43.0.1/16"}, api.Settings{}, false, api.Settings{}, `--service-cidr "10.43.0.1/16" is not an IPv4 network of at least a /28; give one such as 10.42.0.0/16`},

@@ -257,6 +257,20 @@ type Resources struct {
 	CPUSet    string
 }
 
+// Group is the control group that holds all pods of this machine, whatever
+// runs them. Its methods are safe for concurrent use.
+type Group interface {
+	// Limit changes what all pods together may use. To give them less memory
+	// than they use is an error; try again when they use less.
+	Limit(Resources) error
+	// Memory returns what they may have of memory and what they have.
+	Memory() (Memory, error)
+}
+
+// Memory is in bytes. Limit is 0 for none; WorkSet is what of Usage cannot be
+// reclaimed at once.
+type Memory struct{ Limit, Usage, WorkSet int64 }
+
 // State is where a workload is in its life.
 type State string
 

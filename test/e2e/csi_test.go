@@ -179,6 +179,11 @@ volumes: [{name: share, nfs: {server: nas.example, path: %s/files, readOnly: tru
 		return len(all) == 1 && strings.HasSuffix(all[0], "=files-pv=true"), fmt.Sprint(all)
 	})
 
+	n.until("the driver asked what of the volume is used", func() (bool, string) {
+		told := n.kubectl("get", "--raw", "/api/v1/nodes/"+name+"/proxy/metrics")
+		return strings.Contains(told, `kubelet_volume_stats_used_bytes{namespace="csi",persistentvolumeclaim="files"} 1024`), told
+	})
+
 	n.kubectl("-n", ns, "patch", "pvc", "files", "-p", `{"spec":{"resources":{"requests":{"storage":"2Mi"}}}}`)
 	n.kubectl("patch", "pv", "files-pv", "-p", `{"spec":{"capacity":{"storage":"2Mi"}}}`)
 	n.kubectl("-n", ns, "patch", "pvc", "files", "--subresource=status", "-p",

@@ -54,6 +54,10 @@ spec:
 		got := n.Kubectl("-n", ns, "exec", "log-0", "--", "sh", "-c", fetch+"fetch log-1.log.stateful.svc.cluster.local 8080 /starts").Stdout
 		return got == "log-1\nlog-1\n", got
 	})
+	node := n.field("", "nodes", "{.items[0].metadata.name}")
+	if told := n.kubectl("get", "--raw", "/api/v1/nodes/"+node+"/proxy/metrics"); !strings.Contains(told, `kubelet_volume_stats_capacity_bytes{namespace="stateful",persistentvolumeclaim="data-log-1"} `) {
+		t.Errorf("the node does not tell of its volumes:\n%s", told)
+	}
 	n.kubectl("-n", ns, "patch", "pvc", "data-log-1", "-p", `{"spec":{"resources":{"requests":{"storage":"3Mi"}}}}`)
 	n.wait(ns, "pvc/data-log-1", "jsonpath={.status.capacity.storage}=3Mi")
 	// Deleting the claims deletes the volumes and what is in them.

@@ -11,14 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/kubernetes/pkg/kubelet/stats/pidlimit"
 )
 
-// reservedMemory is kept from pods for the machine itself: its programs and
-// tutti's own.
-const reservedMemory = 256 << 20
-
-// capacity reads what the machine has.
-func capacity(dataDir string, maxPods int) (v1.ResourceList, error) {
+// readCapacity reads what the machine has, process ids among it.
+func readCapacity(dataDir string, maxPods int) (v1.ResourceList, error) {
 	var mem unix.Sysinfo_t
 	if err := unix.Sysinfo(&mem); err != nil {
 		return nil, fmt.Errorf("read the machine's memory: %w", err)
@@ -36,6 +33,11 @@ func capacity(dataDir string, maxPods int) (v1.ResourceList, error) {
 		v1.ResourceEphemeralStorage: *resource.NewQuantity(int64(disk.Blocks)*disk.Bsize, resource.BinarySI),
 		v1.ResourcePods:             *resource.NewQuantity(int64(maxPods), resource.DecimalSI),
 	}
+	ids, err := pidlimit.Stats()
+	if err != nil || ids.MaxPID == nil {
+		return nil, fmt.Errorf("read how many processes the machine can have: %w", err)
+	}
+	list[pidlimit.PIDs] = *resource.NewQuantity(*ids.MaxPID, resource.DecimalSI)
 	sizes, _ := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB")
 	for _, dir := range sizes {
 		var kb, n int64
@@ -49,23 +51,6 @@ func capacity(dataDir string, maxPods int) (v1.ResourceList, error) {
 		list[v1.ResourceName(v1.ResourceHugePagesPrefix+size.String())] = *resource.NewQuantity(n*kb<<10, resource.BinarySI)
 	}
 	return list, nil
-}
-
-// allocatable is what of the capacity pods may have.
-func allocatable(capacity v1.ResourceList) v1.ResourceList {
-	list := capacity.DeepCopy()
-	memory := capacity[v1.ResourceMemory]
-	rest := memory.Value() - reservedMemory
-	for name, q := range capacity {
-		if strings.HasPrefix(string(name), v1.ResourceHugePagesPrefix) {
-			rest -= q.Value() // set aside already
-		}
-	}
-	list[v1.ResourceMemory] = *resource.NewQuantity(max(rest, 0), resource.BinarySI)
-	disk := capacity[v1.ResourceEphemeralStorage]
-	// Unpacked images and logs live there too.
-	list[v1.ResourceEphemeralStorage] = *resource.NewQuantity(disk.Value()/10*9, resource.BinarySI)
-	return list
 }
 
 // systemInfo reads what the machine is.

@@ -35,8 +35,11 @@ import (
 	"k8s.io/component-helpers/nodedeclaredfeatures/features/inplacepodresize"
 	"k8s.io/component-helpers/nodedeclaredfeatures/features/restartallcontainers"
 	_ "k8s.io/kubernetes/pkg/features" // registers the gates
+	evictionapi "k8s.io/kubernetes/pkg/kubelet/eviction/api"
+	"k8s.io/kubernetes/pkg/kubelet/stats/pidlimit"
 	volumeutil "k8s.io/kubernetes/pkg/volume/util"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
 
 	"tutti.dev/tutti/internal/image"
 )
@@ -68,6 +71,13 @@ type Config struct {
 	MaxPods, Port  int
 	DataDir        string
 	Handlers       []string // of RuntimeClasses; "" is the default
+	// Reserved is kept from pods for the machine itself, Thresholds are what
+	// eviction keeps free besides.
+	Reserved   v1.ResourceList
+	Thresholds []evictionapi.Threshold
+	// Limit holds all pods together to so much, process ids included; nil holds
+	// them to nothing. It is tried again after an error.
+	Limit func(v1.ResourceList) error
 	// UserNamespaces says whether pods of a handler can have one.
 	UserNamespaces func(handler string) bool
 	Images         func(context.Context) ([]image.Image, error)
@@ -95,15 +105,27 @@ type Node struct {
 	running bool     // pods are being run
 	fault   string   // why the network does not work
 	told    time.Time
+
+	enforced v1.ResourceList // of the reporter
 }
 
 // New reads what the machine is; it talks to nobody before Run.
 func New(c Config) (*Node, error) {
 	n := &Node{Config: c, changed: make(chan struct{}, 1), ready: make(chan struct{}), ranged: make(chan struct{})}
-	total, err := capacity(c.DataDir, c.MaxPods)
+	total, err := readCapacity(c.DataDir, c.MaxPods)
 	if err != nil {
 		return nil, err
 	}
+	n.Reserved = withDefaults(c.Reserved, total)
+	limit, allocatable := divide(total, n.Reserved, c.Thresholds)
+	for _, left := range []v1.ResourceList{limit, allocatable} {
+		for name := range c.Reserved {
+			if q, ok := left[name]; ok && q.IsZero() {
+				return nil, fmt.Errorf("--system-reserved leaves no %s to pods; the machine has %s, reserve less", name, ptr.To(total[name]).String())
+			}
+		}
+	}
+	delete(total, pidlimit.PIDs)
 	info := systemInfo(c.Version)
 	n.node = &v1.Node{
 		ObjectMeta: metav1.ObjectMeta{
@@ -116,7 +138,7 @@ func New(c Config) (*Node, error) {
 			// Volumes are attached by the controller, not from here.
 			Annotations: map[string]string{volumeutil.ControllerManagedAttachAnnotation: "true"},
 		},
-		Status: v1.NodeStatus{Capacity: total, Allocatable: allocatable(total), NodeInfo: info},
+		Status: v1.NodeStatus{Capacity: total, Allocatable: allocatable, NodeInfo: info},
 	}
 	return n, nil
 }
@@ -330,6 +352,7 @@ func (n *Node) report(ctx context.Context) {
 		break
 	}
 	for {
+		n.enforce()
 		if err := n.tell(ctx); err != nil && ctx.Err() == nil {
 			n.Log.Warn("cannot write node status", "node", n.Name, "err", err)
 			delay = retryFirst
@@ -424,14 +447,14 @@ func same(a, b *v1.NodeStatus) bool {
 
 // fill sets what the node says of itself and leaves what others do.
 func (n *Node) fill(ctx context.Context, s *v1.NodeStatus) {
-	if total, err := capacity(n.DataDir, n.MaxPods); err == nil {
+	if total, _, allocatable, err := n.resources(); err == nil {
 		if s.Capacity == nil {
 			s.Capacity, s.Allocatable = v1.ResourceList{}, v1.ResourceList{}
 		}
 		for name, q := range total {
 			s.Capacity[name] = q
 		}
-		for name, q := range allocatable(total) {
+		for name, q := range allocatable {
 			s.Allocatable[name] = q
 		}
 	}

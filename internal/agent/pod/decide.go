@@ -411,7 +411,7 @@ func probeGrace(p *v1.Probe, grace time.Duration) time.Duration {
 func (d *decider) resize(c *v1.Container, r *Run) {
 	o := d.o
 	applied := o.applied(c, r)
-	if o.Resize != nil || applied == "" || applied == ResourceKey(o.Pod, c) {
+	if o.Resize != nil || o.Considered > 0 || applied == "" || applied == ResourceKey(o.Pod, c) {
 		return
 	}
 	var was Applied

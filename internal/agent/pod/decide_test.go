@@ -263,6 +263,8 @@ func TestDecide(t *testing.T) {
 				o.Pod.Spec.Containers[0].Resources = memory("2Gi")
 				o.Resize = &Refusal{Reason: v1.PodReasonDeferred}
 			}), nil, 0},
+		{"resources changed, not considered yet", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"limits":{"memory":"1Gi"}}`}}}).
+			with(func(o *Observed) { o.Pod.Spec.Containers[0].Resources, o.Considered = memory("2Gi"), 1 }), nil, 0},
 		{"resources changed, restart wanted", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"limits":{"memory":"1Gi"}}`}}}).
 			with(func(o *Observed) {
 				o.Pod.Spec.Containers[0].Resources = memory("2Gi")

@@ -233,8 +233,9 @@ type Observed struct {
 	// Closed says that nothing of the pod is left on the machine but its logs.
 	Closed bool
 	// Resize is why a change of resources is put off or refused, nil when it
-	// fits.
-	Resize *Refusal
+	// fits. While Considered is not 0 that is being found out.
+	Resize     *Refusal
+	Considered int
 
 	// Prior is the status decided last, or the API's when there is none.
 	Prior v1.PodStatus

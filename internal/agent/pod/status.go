@@ -483,6 +483,8 @@ func (d *decider) resizeConditions(generation int64) []v1.PodCondition {
 		return nil
 	case o.Resize != nil:
 		return []v1.PodCondition{{Type: v1.PodResizePending, Status: v1.ConditionTrue, Reason: o.Resize.Reason, Message: o.Resize.Message, ObservedGeneration: generation}}
+	case o.Considered > 0:
+		return nil // not known yet
 	}
 	return []v1.PodCondition{progress}
 }

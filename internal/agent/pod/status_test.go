@@ -131,6 +131,9 @@ func TestStatus(t *testing.T) {
 		}), "Failed(Evicted) init; main terminated:Completed"},
 		{"resizing", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"limits":{"memory":"1Gi"}}`}}}),
 			"Running resizing ground init ready containers; main running ready"},
+		{"resize not considered yet", newScene("", "main").with(func(o *Observed) { o.Considered = 1 }).
+			add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"limits":{"memory":"1Gi"}}`}}}),
+			"Running ground init ready containers; main running ready"},
 		{"resize put off", newScene("", "main").with(func(o *Observed) { o.Resize = &Refusal{Reason: "Deferred"} }).
 			add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"limits":{"memory":"1Gi"}}`}}}),
 			"Running resize-Deferred ground init ready containers; main running ready"},

@@ -86,6 +86,7 @@ type made struct {
 	path     string
 	readOnly bool
 	block    bool
+	plugin   bool // made by one
 }
 
 // NewManager returns a Manager. Close ends its watches.
@@ -309,7 +310,7 @@ func (m *Manager) make(ctx context.Context, pod *v1.Pod, v *v1.Volume) (made, er
 
 func (m *Manager) makeByPlugin(ctx context.Context, pod *v1.Pod, name string) (made, error) {
 	v, err := m.cfg.Plugins.SetUp(ctx, pod, name)
-	return made{path: v.Path, readOnly: v.ReadOnly, block: v.Block}, err
+	return made{path: v.Path, readOnly: v.ReadOnly, block: v.Block, plugin: true}, err
 }
 
 func (m *Manager) makeHostPath(source *v1.HostPathVolumeSource) (made, error) {

@@ -23,6 +23,7 @@ import (
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
+	k8svolume "k8s.io/kubernetes/pkg/volume"
 	"k8s.io/utils/ptr"
 
 	"tutti.dev/tutti/internal/runtime"
@@ -378,6 +379,19 @@ func TestDirectories(t *testing.T) {
 	_, err = client.CoreV1().PersistentVolumes().Update(t.Context(), pv, metav1.UpdateOptions{})
 	must(t, err)
 	must(t, m.Prepare(t.Context(), pod))
+
+	for name, told := range map[string]bool{"disk": false, "memory": true, "host": false, "pv": true} {
+		i := slices.IndexFunc(pod.Spec.Volumes, func(v v1.Volume) bool { return v.Name == name })
+		got, err := m.Metrics(t.Context(), pod, &pod.Spec.Volumes[i])
+		switch {
+		case !told && !k8svolume.IsNotSupported(err):
+			t.Errorf("volume %s tells of its size: %+v, %v", name, got, err)
+		case told && (err != nil || got.Capacity.Value() <= 0 || got.Inodes.Value() <= 0 || got.Available.Value() > got.Capacity.Value()):
+			t.Errorf("volume %s tells %+v, %v", name, got, err)
+		case name == "memory" && got.Capacity.Value() != 8<<20:
+			t.Errorf("a volume of 8Mi has %d bytes", got.Capacity.Value())
+		}
+	}
 
 	c := &v1.Container{Name: "c", VolumeMounts: []v1.VolumeMount{
 		{Name: "disk", MountPath: "/work/disk"},

@@ -139,8 +139,6 @@ func (m *Manager) Get(ctx context.Context, _ bool) (*stats.Summary, error) {
 	if err != nil {
 		return nil, fmt.Errorf("measure the machine: %w", err)
 	}
-	// What all pods use together has no threshold here; a kubelet has it.
-	node.SystemContainers = []stats.ContainerStats{{Name: stats.SystemContainerPods}}
 	var pods []*v1.Pod
 	if crossed(m.Thresholds, &node) {
 		pods = m.Pods.Active()

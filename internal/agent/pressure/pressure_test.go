@@ -51,6 +51,7 @@ func TestParse(t *testing.T) {
 type machine struct {
 	sync.Mutex
 	memory, disk, inodes, pids int64 // free
+	group                      int64 // free of what all pods may have of memory
 	pods                       []*v1.Pod
 	written                    map[types.UID]uint64 // in its first emptyDir, or layer
 	workSet                    map[types.UID]uint64
@@ -67,7 +68,9 @@ func (m *machine) Node() (stats.NodeStats, error) {
 	free := func(n int64) *uint64 { return ptr.To(uint64(n)) }
 	fs := &stats.FsStats{Time: now, AvailableBytes: free(m.disk), CapacityBytes: free(1000), InodesFree: free(m.inodes), Inodes: free(1000)}
 	return stats.NodeStats{
-		Memory:  &stats.MemoryStats{Time: now, AvailableBytes: free(m.memory), WorkingSetBytes: free(1000 - m.memory)},
+		Memory: &stats.MemoryStats{Time: now, AvailableBytes: free(m.memory), WorkingSetBytes: free(1000 - m.memory)},
+		SystemContainers: []stats.ContainerStats{{Name: stats.SystemContainerPods,
+			Memory: &stats.MemoryStats{Time: now, AvailableBytes: free(m.group), WorkingSetBytes: free(800 - m.group)}}},
 		Fs:      fs,
 		Runtime: &stats.RuntimeStats{ImageFs: fs, ContainerFs: fs},
 		Rlimit:  &stats.RlimitStats{Time: now, MaxPID: ptr.To[int64](1000), NumOfRunningProcesses: ptr.To(1000 - m.pids)},
@@ -112,6 +115,7 @@ func (m *machine) Evict(p *v1.Pod, _ bool, grace *int64, fn func(*v1.PodStatus))
 	m.pods = slices.DeleteFunc(m.pods, func(q *v1.Pod) bool { return p.UID == q.UID })
 	m.disk += int64(m.written[p.UID])
 	m.memory += int64(m.workSet[p.UID])
+	m.group += int64(m.workSet[p.UID])
 	return nil
 }
 
@@ -161,7 +165,7 @@ func dir(size string) func(*v1.Pod) {
 // What a machine short of something does: the decision is upstream's, that it
 // gets what it needs to decide is ours.
 func TestManager(t *testing.T) {
-	plain := func() *machine { return &machine{memory: 900, disk: 500, inodes: 900, pids: 900} }
+	plain := func() *machine { return &machine{memory: 900, group: 700, disk: 500, inodes: 900, pids: 900} }
 	for _, c := range []struct {
 		name       string
 		change     func(*machine)
@@ -217,6 +221,16 @@ func TestManager(t *testing.T) {
 				m.workSet = map[types.UID]uint64{"a": 700, "b": 100}
 			},
 			evicted:  []string{"b in 1s: Evicted: The node was low on resource: memory. Threshold quantity: 100, available: 60. Container main was using 100, request is 0, has larger consumption of memory. DisruptionTarget"},
+			measured: "a b", conditions: "MemoryPressure", refuses: "besteffort",
+		},
+		{
+			name: "what all pods may have of memory, though the machine has more",
+			change: func(m *machine) {
+				m.group = 60
+				m.pods = []*v1.Pod{aPod("a", limit(v1.ResourceMemory, "900")), aPod("b")}
+				m.workSet = map[types.UID]uint64{"a": 640, "b": 100}
+			},
+			evicted:  []string{"b in 1s: Evicted: The node was low on resource: memory. Threshold quantity: 80, available: 60. Container main was using 100, request is 0, has larger consumption of memory. DisruptionTarget"},
 			measured: "a b", conditions: "MemoryPressure", refuses: "besteffort",
 		},
 		{

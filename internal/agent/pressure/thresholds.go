@@ -10,6 +10,7 @@ import (
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	"k8s.io/kubernetes/pkg/kubelet/eviction"
 	evictionapi "k8s.io/kubernetes/pkg/kubelet/eviction/api"
+	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 )
 
 // Default is what is kept free of a machine that was told nothing: a kubelet's
@@ -52,7 +53,9 @@ func Parse(text string) ([]evictionapi.Threshold, error) {
 			want[signal] = value
 		}
 	}
-	parsed, err := eviction.ParseThresholdConfig(nil, want, nil, nil, nil)
+	// What is to be kept free of the machine's memory is also to be kept free
+	// of that which all pods together may have.
+	parsed, err := eviction.ParseThresholdConfig([]string{kubetypes.NodeAllocatableEnforcementKey}, want, nil, nil, nil)
 	if err != nil {
 		return nil, fmt.Errorf("--eviction-hard: %w; give a list such as %s, or %s", err, Default, None)
 	}
@@ -65,6 +68,9 @@ func Parse(text string) ([]evictionapi.Threshold, error) {
 func Map(thresholds []evictionapi.Threshold) map[string]string {
 	m := map[string]string{}
 	for _, t := range thresholds {
+		if t.Signal == evictionapi.SignalAllocatableMemoryAvailable {
+			continue // follows from the other
+		}
 		m[string(t.Signal)] = fmt.Sprintf("%.4g%%", t.Value.Percentage*100)
 		if t.Value.Quantity != nil {
 			m[string(t.Signal)] = t.Value.Quantity.String()
@@ -89,6 +95,11 @@ func observed(n *stats.NodeStats) map[evictionapi.Signal]observation {
 	has := map[evictionapi.Signal]observation{}
 	if m := n.Memory; m != nil && m.AvailableBytes != nil && m.WorkingSetBytes != nil {
 		has[evictionapi.SignalMemoryAvailable] = observation{int64(*m.AvailableBytes), int64(*m.AvailableBytes + *m.WorkingSetBytes)}
+	}
+	for _, c := range n.SystemContainers {
+		if m := c.Memory; c.Name == stats.SystemContainerPods && m != nil && m.AvailableBytes != nil && m.WorkingSetBytes != nil {
+			has[evictionapi.SignalAllocatableMemoryAvailable] = observation{int64(*m.AvailableBytes), int64(*m.AvailableBytes + *m.WorkingSetBytes)}
+		}
 	}
 	if d := n.Fs; d != nil {
 		bytes, inodes := observation{int64(*d.AvailableBytes), int64(*d.CapacityBytes)}, observation{int64(*d.InodesFree), int64(*d.Inodes)}

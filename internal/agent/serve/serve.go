@@ -24,6 +24,7 @@ import (
 	"k8s.io/component-base/metrics"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/kubernetes/pkg/kubelet/metrics/collectors"
+	k8svolume "k8s.io/kubernetes/pkg/volume"
 
 	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/host/hangup"
@@ -57,6 +58,9 @@ type Config struct {
 	NodeName string
 	Pods     Pods
 	Runtime  Workloads
+	Group    runtime.Group // of all pods
+	// Volumes is as in Usage.
+	Volumes func(context.Context, *v1.Pod, *v1.Volume) (*k8svolume.Metrics, error)
 	// Flows are who talks to whom on this node, read anew at each call.
 	Flows func() ([]api.Flow, error)
 	Dir   string // data directory; logs are below Dir/logs
@@ -91,7 +95,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Usage: Usage{NodeName: cfg.NodeName, Pods: cfg.Pods, Runtime: cfg.Runtime, Dir: cfg.Dir}, cfg: cfg}
+	s := &Server{Usage: Usage{NodeName: cfg.NodeName, Pods: cfg.Pods, Runtime: cfg.Runtime, Group: cfg.Group, Dir: cfg.Dir, Volumes: cfg.Volumes}, cfg: cfg}
 	s.handler = a.wrap(s.routes())
 	return s, nil
 }
@@ -126,6 +130,7 @@ func (s *Server) routes() http.Handler {
 		registry.CustomMustRegister(collector)
 		if path == "/metrics" {
 			registry.RawMustRegister(process()...)
+			registry.CustomMustRegister(collectors.NewVolumeStatsCollector(claims{Usage: &s.Usage}))
 		}
 		mux.Handle("GET "+path, metrics.HandlerFor(registry, metrics.HandlerOpts{ErrorHandling: metrics.ContinueOnError}))
 	}

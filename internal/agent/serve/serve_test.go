@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -47,6 +48,7 @@ import (
 	utilexec "k8s.io/client-go/util/exec"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
+	k8svolume "k8s.io/kubernetes/pkg/volume"
 
 	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/runtime"
@@ -75,6 +77,13 @@ type host struct {
 }
 
 func (h *host) Pods() []*v1.Pod { return h.pods }
+
+// Limit and Memory make it the group of all pods too.
+func (h *host) Limit(runtime.Resources) error { return nil }
+
+func (h *host) Memory() (runtime.Memory, error) {
+	return runtime.Memory{Limit: 1 << 30, Usage: 512 << 20, WorkSet: 256 << 20}, nil
+}
 
 func (h *host) NetNS(types.UID) (string, error) {
 	if h.netns == "" {
@@ -230,10 +239,16 @@ func newFixture(t *testing.T) *fixture {
 	cert, err := tls.X509KeyPair(certPEM, keyPEM)
 	must(t, err)
 	s, err := New(Config{
-		NodeName: "n1", Pods: h, Runtime: h, Dir: dir, Client: client, ClientCA: ca.pem,
+		NodeName: "n1", Pods: h, Runtime: h, Group: h, Dir: dir, Client: client, ClientCA: ca.pem,
 		Configuration: kubeletconfig.KubeletConfiguration{Port: 10250, MaxPods: 7},
 		Certificate:   func() (*tls.Certificate, error) { return &cert, nil },
-		Flows:         func() ([]api.Flow, error) { return []api.Flow{testFlow}, nil },
+		Volumes: func(_ context.Context, _ *v1.Pod, v *v1.Volume) (*k8svolume.Metrics, error) {
+			if v.PersistentVolumeClaim == nil && v.Ephemeral == nil {
+				return nil, k8svolume.NewNotSupportedError()
+			}
+			return &k8svolume.Metrics{Capacity: resource.NewQuantity(9, resource.BinarySI), Used: resource.NewQuantity(7, resource.BinarySI)}, nil
+		},
+		Flows: func() ([]api.Flow, error) { return []api.Flow{testFlow}, nil },
 	})
 	must(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -620,6 +635,12 @@ func TestPortForward(t *testing.T) {
 func TestPodsAndStats(t *testing.T) {
 	f := newFixture(t)
 	f.log(1, "2026-01-02T03:04:05.000000000Z stdout F one")
+	f.pods[0].Spec.Volumes = []v1.Volume{
+		{Name: "data", VolumeSource: v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "orders"}}},
+		{Name: "scratch", VolumeSource: v1.VolumeSource{Ephemeral: &v1.EphemeralVolumeSource{}}},
+		{Name: "settings", VolumeSource: v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{}}},
+		{Name: "dir", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}},
+	}
 	_, body := f.get("/pods")
 	var list v1.PodList
 	must(t, json.Unmarshal([]byte(body), &list))
@@ -639,6 +660,20 @@ func TestPodsAndStats(t *testing.T) {
 		*pod.Containers[0].Rootfs.UsedBytes != 4096 || *pod.Containers[0].Logs.UsedBytes == 0 || *summary.Node.Memory.WorkingSetBytes == 0 || *summary.Node.CPU.UsageCoreNanoSeconds == 0 {
 		t.Errorf("%s", body)
 	}
+	if all := summary.Node.SystemContainers; len(all) != 1 || all[0].Name != "pods" || *all[0].Memory.WorkingSetBytes != 256<<20 || *all[0].Memory.AvailableBytes != 768<<20 {
+		t.Errorf("of all pods: %s", body)
+	}
+	told := map[string]uint64{}
+	for _, v := range pod.VolumeStats {
+		claim := ""
+		if v.PVCRef != nil {
+			claim = " " + v.PVCRef.Namespace + "/" + v.PVCRef.Name
+		}
+		told[v.Name+claim] = *v.UsedBytes
+	}
+	if want := map[string]uint64{"data ns/orders": 7, "scratch ns/p-scratch": 7, "dir": 0}; !maps.Equal(told, want) {
+		t.Errorf("volumes: %v, want %v", told, want)
+	}
 	_, body = f.get("/metrics/resource")
 	for _, want := range []string{
 		`container_cpu_usage_seconds_total{container="c",namespace="ns",pod="p"} 3 `,
@@ -653,6 +688,8 @@ func TestPodsAndStats(t *testing.T) {
 	_, body = f.get("/metrics")
 	for _, want := range []string{
 		`kubelet_node_name{node="n1"} 1`, "kubelet_running_pods 1", `kubelet_running_containers{container_state="running"} 1`, "process_start_time_seconds ", "go_goroutines ",
+		`kubelet_volume_stats_capacity_bytes{namespace="ns",persistentvolumeclaim="orders"} 9`, `kubelet_volume_stats_used_bytes{namespace="ns",persistentvolumeclaim="orders"} 7`,
+		`kubelet_volume_stats_available_bytes{namespace="ns",persistentvolumeclaim="p-scratch"} 0`, `kubelet_volume_stats_inodes_free{namespace="ns",persistentvolumeclaim="p-scratch"} 0`,
 	} {
 		if !strings.Contains(body, "\n"+want) {
 			t.Errorf("no %s in:\n%s", want, body)

@@ -13,10 +13,14 @@ import (
 
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/component-helpers/storage/ephemeral"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
+	serverstats "k8s.io/kubernetes/pkg/kubelet/server/stats"
 	"k8s.io/kubernetes/pkg/kubelet/stats/pidlimit"
+	k8svolume "k8s.io/kubernetes/pkg/volume"
 	"k8s.io/utils/ptr"
 
 	"tutti.dev/tutti/internal/runtime"
@@ -43,7 +47,11 @@ type Usage struct {
 	NodeName string
 	Pods     Pods
 	Runtime  Workloads
+	Group    runtime.Group
 	Dir      string // data directory
+	// Volumes tells how large a pod's volume is and what of it is used, if that
+	// can be told; nil knows of none.
+	Volumes func(context.Context, *v1.Pod, *v1.Volume) (*k8svolume.Metrics, error)
 }
 
 // Get returns what the node and each pod use, disks included.
@@ -52,7 +60,12 @@ func (u *Usage) Get(ctx context.Context, _ bool) (*stats.Summary, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &stats.Summary{Node: node, Pods: u.Measure(ctx, u.Pods.Pods(), node.Fs)}, nil
+	pods := u.Pods.Pods()
+	summary := &stats.Summary{Node: node, Pods: u.Measure(ctx, pods, node.Fs)}
+	for i, p := range pods {
+		summary.Pods[i].VolumeStats = append(summary.Pods[i].VolumeStats, u.volumes(ctx, p)...)
+	}
+	return summary, nil
 }
 
 // Node returns what the whole machine uses.
@@ -63,6 +76,16 @@ func (u *Usage) Node() (stats.NodeStats, error) {
 	}
 	if node.Fs, err = fileSystem(u.Dir); err != nil {
 		return node, err
+	}
+	all, err := u.Group.Memory()
+	if err != nil {
+		return node, err
+	}
+	node.SystemContainers = []stats.ContainerStats{{Name: stats.SystemContainerPods, Memory: &stats.MemoryStats{
+		Time: node.Memory.Time, UsageBytes: ptr.To(uint64(all.Usage)), WorkingSetBytes: ptr.To(uint64(all.WorkSet)),
+	}}}
+	if all.Limit > 0 {
+		node.SystemContainers[0].Memory.AvailableBytes = ptr.To(uint64(max(all.Limit-all.WorkSet, 0)))
 	}
 	node.Runtime = &stats.RuntimeStats{ImageFs: node.Fs, ContainerFs: node.Fs}
 	if node.Rlimit, err = pidlimit.Stats(); err != nil {
@@ -105,6 +128,59 @@ func (u *Usage) written(p *v1.Pod, disk *stats.FsStats, ps *stats.PodStats) {
 		total.Add(used)
 	}
 	ps.EphemeralStorage = part(disk, total)
+}
+
+// volumes tells of those volumes of a pod that have a size of their own.
+func (u *Usage) volumes(ctx context.Context, p *v1.Pod) (list []stats.VolumeStats) {
+	if u.Volumes == nil {
+		return nil
+	}
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		m, err := u.Volumes(ctx, p, v)
+		if err != nil {
+			continue // not prepared yet, or nobody can tell
+		}
+		s := stats.VolumeStats{Name: v.Name, FsStats: stats.FsStats{
+			Time: m.Time, AvailableBytes: amount(m.Available), CapacityBytes: amount(m.Capacity), UsedBytes: amount(m.Used),
+			InodesFree: amount(m.InodesFree), Inodes: amount(m.Inodes), InodesUsed: amount(m.InodesUsed),
+		}}
+		if m.Abnormal != nil {
+			s.VolumeHealthStats = &stats.VolumeHealthStats{Abnormal: *m.Abnormal}
+		}
+		switch {
+		case v.PersistentVolumeClaim != nil:
+			s.PVCRef = &stats.PVCReference{Namespace: p.Namespace, Name: v.PersistentVolumeClaim.ClaimName}
+		case v.Ephemeral != nil:
+			s.PVCRef = &stats.PVCReference{Namespace: p.Namespace, Name: ephemeral.VolumeClaimName(p, v)}
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// amount is 0 for what is not told.
+func amount(q *resource.Quantity) *uint64 {
+	if q == nil {
+		return new(uint64)
+	}
+	return ptr.To(uint64(q.Value()))
+}
+
+// claims is of a kubelet's provider of statistics what the collector of its
+// metrics of volumes asks for.
+type claims struct {
+	serverstats.Provider
+	*Usage
+}
+
+// ListPodStats implements serverstats.Provider.
+func (c claims) ListPodStats(ctx context.Context) ([]stats.PodStats, error) {
+	var list []stats.PodStats
+	for _, p := range c.Pods.Pods() {
+		list = append(list, stats.PodStats{VolumeStats: c.volumes(ctx, p)})
+	}
+	return list, nil
 }
 
 // GetCPUAndMemoryStats returns what the node and each pod use of processors

@@ -8,6 +8,7 @@ import (
 	resourcehelper "k8s.io/component-helpers/resource"
 	v1helper "k8s.io/kubernetes/pkg/apis/core/v1/helper"
 	v1qos "k8s.io/kubernetes/pkg/apis/core/v1/helper/qos"
+	"k8s.io/kubernetes/pkg/kubelet/stats/pidlimit"
 
 	"tutti.dev/tutti/internal/runtime"
 )
@@ -39,21 +40,30 @@ func quota(milli int64) int64 {
 	return max(milli*period/1000, minQuota)
 }
 
-// BestEffort is the control group, below the runtime's root, of pods that ask
-// for nothing: together they get what others leave (BestEffortShares).
+// Pods is the control group, below the runtime's root, of all pods. BestEffort
+// is that of pods that ask for nothing: together they get what others leave
+// (BestEffortShares).
 const (
-	BestEffort       = "besteffort"
+	Pods             = "pods"
+	BestEffort       = Pods + "/besteffort"
 	BestEffortShares = minShares
 )
+
+// AllPods are the limits of Pods: of what the machine gives to pods, what the
+// kernel can hold them to.
+func AllPods(has v1.ResourceList) runtime.Resources {
+	pids := has[pidlimit.PIDs]
+	return runtime.Resources{CPUShares: shares(has.Cpu().MilliValue()), Memory: has.Memory().Value(), Pids: pids.Value()}
+}
 
 // Cgroup is the pod's control group below the runtime's root.
 func Cgroup(p *v1.Pod) string {
 	name := "pod" + string(p.UID)
 	switch v1qos.GetPodQOS(p) {
 	case v1.PodQOSGuaranteed:
-		return name
+		return path.Join(Pods, name)
 	case v1.PodQOSBurstable:
-		return path.Join("burstable", name)
+		return path.Join(Pods, "burstable", name)
 	}
 	return path.Join(BestEffort, name)
 }

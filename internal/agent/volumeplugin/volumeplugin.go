@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -52,6 +53,7 @@ const (
 	// remakeInterval is how often drivers that want it are asked to publish
 	// a volume again, and volumes are looked at for growth.
 	remakeInterval = 15 * time.Second
+	metricsTimeout = 5 * time.Second
 )
 
 // Config says what the plugins work with.
@@ -69,9 +71,10 @@ type Config struct {
 // Plugins makes the volumes. All methods are safe for concurrent use.
 type Plugins struct {
 	config Config
-	link   string        // KubeletDir
-	begun  chan struct{} // closed when the managers are wanted
-	ready  chan struct{} // closed when they run
+	link   string             // KubeletDir
+	begun  chan struct{}      // closed when the managers are wanted
+	ready  chan struct{}      // closed when they run
+	asked  singleflight.Group // how large volumes are, by pod and name
 
 	mu      sync.Mutex
 	root    string // of the plugins, "" until they are wanted
@@ -323,6 +326,36 @@ func (p *Plugins) SetUp(ctx context.Context, pod *v1.Pod, name string) (Volume, 
 		return Volume{Path: dir + "/" + file, Block: true, ReadOnly: info.ReadOnly}, nil
 	}
 	return Volume{Path: info.Mounter.GetPath(), ReadOnly: info.ReadOnly || info.Mounter.GetAttributes().ReadOnly}, nil
+}
+
+// Metrics asks who makes a volume how large it is and what of it is used. One
+// that does not answer is not asked a second time before it has.
+func (p *Plugins) Metrics(ctx context.Context, uid types.UID, name string) (*k8svolume.Metrics, error) {
+	p.mu.Lock()
+	manager := p.manager
+	p.mu.Unlock()
+	if manager == nil {
+		return nil, k8svolume.NewNotSupportedError()
+	}
+	ctx, cancel := context.WithTimeout(ctx, metricsTimeout)
+	defer cancel()
+	answer := p.asked.DoChan(string(uid)+"/"+name, func() (any, error) {
+		info := manager.GetMountedVolumesForPod(volumetypes.UniquePodName(uid))[name]
+		if info.Mounter != nil {
+			return info.Mounter.GetMetrics()
+		}
+		if block, ok := info.BlockVolumeMapper.(k8svolume.MetricsProvider); ok && info.BlockVolumeMapper.SupportsMetrics() {
+			return block.GetMetrics()
+		}
+		return nil, k8svolume.NewNotSupportedError()
+	})
+	select {
+	case a := <-answer:
+		m, _ := a.Val.(*k8svolume.Metrics)
+		return m, a.Err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("ask how large volume %s is: %w", name, ctx.Err())
+	}
 }
 
 // TearDown takes all volumes of a pod away that were made here, also by an

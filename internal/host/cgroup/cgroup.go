@@ -36,6 +36,8 @@ func group(path string, l Limits) (cgroups.Manager, error) {
 		SkipDevices: true,
 		CpuQuota:    l.CPUQuota, CpuPeriod: uint64(l.CPUPeriod), CpusetCpus: l.CPUSet,
 		Memory: l.Memory,
+		// As version 1 does by itself: what is in use is not killed for a limit.
+		MemoryCheckBeforeUpdate: true,
 	}
 	if l.CPUShares > 0 {
 		r.CpuShares = uint64(l.CPUShares)
@@ -53,7 +55,8 @@ func group(path string, l Limits) (cgroups.Manager, error) {
 	return manager.New(&cgroups.Cgroup{Path: path, Resources: r})
 }
 
-// Make makes a group, and its parents, or changes its limits.
+// Make makes a group, and its parents, or changes its limits. To be given less
+// memory than it uses, and cannot be rid of, is an error.
 func Make(path string, l Limits) error {
 	g, err := group(path, l)
 	if err != nil {
@@ -156,6 +159,39 @@ func Kill(dir string) error {
 		}
 	}
 	return fmt.Errorf("processes in %s fork faster than they can be killed", dir)
+}
+
+// Memory of a group in bytes. Limit is 0 for none.
+type Memory struct{ Limit, Usage, WorkSet int64 }
+
+// ReadMemory reads what a group may have of memory and what it has.
+func ReadMemory(path string) (Memory, error) {
+	g, err := group(path, Limits{})
+	if err != nil {
+		return Memory{}, fmt.Errorf("read memory of control group %s: %w", path, err)
+	}
+	s, err := g.Stats(&cgroups.StatsOptions{Controllers: cgroups.Memory})
+	if err != nil {
+		return Memory{}, fmt.Errorf("read memory of control group %s: %w", path, err)
+	}
+	m := &s.MemoryStats
+	read := Memory{Usage: int64(m.Usage.Usage), WorkSet: int64(WorkSet(m))}
+	// No limit is written as one that no machine has.
+	if m.Usage.Limit < 1<<62 {
+		read.Limit = int64(m.Usage.Limit)
+	}
+	return read, nil
+}
+
+// WorkSet is how many bytes of what a group uses cannot be reclaimed at once:
+// all but the file pages that were not used lately, as everywhere in
+// Kubernetes.
+func WorkSet(m *cgroups.MemoryStats) uint64 {
+	cold := m.Stats["total_inactive_file"]
+	if Unified() {
+		cold = m.Stats["inactive_file"]
+	}
+	return m.Usage.Usage - min(cold, m.Usage.Usage)
 }
 
 // members reads a list of processes; none when the group is going away.

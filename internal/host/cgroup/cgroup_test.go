@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"bufio"
 	"crypto/rand"
 	"os"
 	"os/exec"
@@ -51,6 +52,12 @@ func TestMakeLimitsRemove(t *testing.T) {
 			t.Errorf("memory %s, want %d", got, memory)
 		}
 	}
+	if m, err := ReadMemory(path); err != nil || m.Limit != 32<<20 {
+		t.Errorf("memory is read as %+v, %v", m, err)
+	}
+	if m, err := ReadMemory(root); err != nil || m.Limit != 0 {
+		t.Errorf("memory of a group without a limit is read as %+v, %v", m, err)
+	}
 	if got := shown("cpu", "cpu.cfs_quota_us", "cpu.max"); !strings.HasPrefix(got, "20000") {
 		t.Errorf("CPU quota %s", got)
 	}
@@ -91,6 +98,49 @@ func TestMakeLimitsRemove(t *testing.T) {
 	}
 	if Exists(path) || !Exists(root) {
 		t.Error("it removed too little or too much")
+	}
+}
+
+// Nothing is killed to make a limit smaller than what is in use.
+func TestLessMemoryThanIsUsed(t *testing.T) {
+	root := "tutti-test-" + strings.ToLower(rand.Text()[:8])
+	t.Cleanup(func() {
+		if err := Remove(root); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := Make(root+"/user", Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	// The shell keeps in memory what it has read.
+	cmd := exec.Command("sh", "-c", `echo $$ >"$1"; all=$(head -c 16000000 /dev/zero | tr '\0' x); echo full; read end`,
+		"sh", filepath.Join(dir(t, root+"/user", "memory"), "cgroup.procs"))
+	end, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := bufio.NewReader(out).ReadString('\n'); err != nil || said != "full\n" {
+		t.Errorf("the shell said %q, %v", said, err)
+	}
+	if err := Make(root, Limits{Memory: 4 << 20}); err == nil {
+		t.Error("a group was limited to less memory than it uses")
+	}
+	if m, err := ReadMemory(root); err != nil || m.WorkSet < 16_000_000 || m.Usage < m.WorkSet {
+		t.Errorf("memory is read as %+v, %v", m, err)
+	}
+	end.Close()
+	if err := cmd.Wait(); err == nil || err.Error() != "exit status 1" { // of read, at the end of its input
+		t.Errorf("the shell ended with %v", err)
+	}
+	if err := Make(root, Limits{Memory: 4 << 20}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -38,6 +38,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"tutti.dev/tutti/internal/host/cgroup"
 	"tutti.dev/tutti/internal/keeper/protocol"
 )
 
@@ -453,16 +454,11 @@ func (s *Server) Stats(_ context.Context, req *protocol.WorkloadRequest) (*proto
 	if err != nil {
 		return nil, fmt.Errorf("read usage of %s: %w", req.Id, err)
 	}
-	m := stats.MemoryStats
-	cold := m.Stats["total_inactive_file"]
-	if cgroups.IsCgroup2UnifiedMode() {
-		cold = m.Stats["inactive_file"]
-	}
 	return &protocol.StatsResponse{
 		UnixNano:  time.Now().UnixNano(),
 		CpuNanos:  stats.CpuStats.CpuUsage.TotalUsage,
-		Memory:    m.Usage.Usage,
-		WorkSet:   m.Usage.Usage - min(cold, m.Usage.Usage),
+		Memory:    stats.MemoryStats.Usage.Usage,
+		WorkSet:   cgroup.WorkSet(&stats.MemoryStats),
 		Processes: stats.PidsStats.Current,
 	}, nil
 }
