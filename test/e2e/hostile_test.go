@@ -145,7 +145,7 @@ func assault(t *testing.T, f func(n node, ns string)) {
 
 	begun = time.Now()
 	n.kubectl("delete", "namespace", "hostile", "--timeout=120s")
-	n.undisturbed(ns, container)
+	n.undisturbed(victim, container)
 	n.leavesNothing(before)
 	if dirs, _ := filepath.Glob(filepath.Join(n.Dir, "logs", "hostile_*")); len(dirs) > 0 {
 		t.Errorf("logs are left: %v", dirs)
