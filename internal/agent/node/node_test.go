@@ -242,7 +242,9 @@ func TestNodeComesBackWhenDeleted(t *testing.T) {
 // Nobody tells of a deletion that came before the first list.
 func TestNodeComesBackWhenDeletedAtOnce(t *testing.T) {
 	b := &bench{T: t, client: fake.NewClientset()}
-	remove := sync.OnceValue(func() error { return b.client.Tracker().Delete(v1.SchemeGroupVersion.WithResource("nodes"), "", "here") })
+	remove := sync.OnceValue(func() error {
+		return b.client.Tracker().Delete(v1.SchemeGroupVersion.WithResource("nodes"), "", "here")
+	})
 	b.client.PrependReactor("list", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return false, nil, remove()
 	})
