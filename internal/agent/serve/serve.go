@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/metrics"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+	kubeletmetrics "k8s.io/kubernetes/pkg/kubelet/metrics"
 	"k8s.io/kubernetes/pkg/kubelet/metrics/collectors"
 
 	"tutti.dev/tutti/internal/api"
@@ -114,6 +115,7 @@ func (s *Server) routes() http.Handler {
 		registry.CustomMustRegister(collector)
 		if path == "/metrics" {
 			registry.RawMustRegister(process()...)
+			registry.MustRegister(kubeletmetrics.StartedUserNamespacedPodsTotal, kubeletmetrics.StartedUserNamespacedPodsErrorsTotal)
 		}
 		mux.Handle("GET "+path, metrics.HandlerFor(registry, metrics.HandlerOpts{ErrorHandling: metrics.ContinueOnError}))
 	}
