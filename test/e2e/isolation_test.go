@@ -9,8 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"tutti.dev/tutti/test/e2e/machine"
 )
 
 // isolated are pods that ask for more or less isolation than usual.
@@ -193,35 +191,19 @@ func TestUserNamespacesOutliveFailures(t *testing.T) {
 	uid, container := n.field(ns, "pod/old", "{.metadata.uid}"), containerOf(n, ns, "old")
 	first, pid := outside(t, uid)
 
-	kill := func(find func() (machine.Process, error)) {
-		t.Helper()
-		p, err := find()
-		if err == nil {
-			err = p.Kill()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	up := func() {
-		t.Helper()
-		if err := n.Up(); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for _, c := range []struct {
 		name   string
 		strike func()
 		starts string // what the pod's volume says of its starts
 	}{
-		{"server", func() { kill(n.Server); up() }, "0\n"},
-		{"keeper", func() { kill(n.Keeper) }, "0\n"},
-		{"both", func() { kill(n.Server); kill(n.Keeper); up() }, "0\n"},
+		{"server", func() { n.kill(n.Server); n.up() }, "0\n"},
+		{"keeper", func() { n.kill(n.Keeper) }, "0\n"},
+		{"both", func() { n.kill(n.Server); n.kill(n.Keeper); n.up() }, "0\n"},
 		{"machine", func() {
 			if err := n.Reboot(); err != nil {
 				t.Fatal(err)
 			}
-			up()
+			n.up()
 		}, "0\n0\n"},
 	} {
 		c.strike()

@@ -17,9 +17,7 @@ func TestPurgeLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Up(); err != nil {
-		t.Fatal(err)
-	}
+	n.up()
 	if err := importBusybox(n.Machine); err != nil {
 		t.Fatal(err)
 	}
@@ -69,22 +67,14 @@ func TestPurgeWithoutServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Up(); err != nil {
-		t.Fatal(err)
-	}
+	n.up()
 	if err := importBusybox(n.Machine); err != nil {
 		t.Fatal(err)
 	}
 	n.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=60s")
 	n.ok(n.Apply(pod("default", "own-users", restarting(one("command: [sleep, '100000']"))+"hostUsers: false\n")))
 	n.wait("default", "pod/own-users", "condition=Ready")
-	server, err := n.Server()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Kill(); err != nil {
-		t.Fatal(err)
-	}
+	n.kill(n.Server)
 	n.ok(n.Tutti("stop", "--purge"))
 	untouched(n, before)
 }
@@ -129,9 +119,7 @@ volumes: [{name: data, emptyDir: {}}]
 	uid, had := n.field(ns, "pod/box", "{.metadata.uid}"), addresses()
 	n.ok(n.Tutti("stop"))
 	nothingRuns(n)
-	if err := n.Up(); err != nil {
-		t.Fatal(err)
-	}
+	n.up()
 	n.kubectl("-n", ns, "wait", "pods", "--all", "--for=jsonpath={.status.containerStatuses[0].restartCount}=1", "--timeout=90s")
 	n.kubectl("-n", ns, "wait", "pods", "--all", "--for=condition=Ready", "--timeout=90s")
 	if has := addresses(); has != had {

@@ -1,19 +1,17 @@
 package view
 
 import (
-	"flag"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"tutti.dev/tutti/internal/app"
+	"tutti.dev/tutti/test/golden"
 )
 
 var (
-	update = flag.Bool("update", false, "write the golden files anew")
-	noon   = time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)
+	noon = time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)
 )
 
 func ago(d time.Duration) *time.Time {
@@ -121,19 +119,7 @@ func TestDraw(t *testing.T) {
 					t.Errorf("what moves the cursor: %q", l)
 				}
 			}
-			got, file := strings.Join(lines, "\n")+"\n", filepath.Join("testdata", c.name+".txt")
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("got:\n%s", got)
-			}
+			golden.Check(t, filepath.Join("testdata", c.name+".txt"), strings.Join(lines, "\n")+"\n")
 		})
 	}
 }
