@@ -112,7 +112,11 @@ func (g *gate) resize(p *v1.Pod, node *v1.Node) *pod.Refusal {
 	if r := g.ask(p, lifecycle.ResizeOperation); r != nil {
 		return &pod.Refusal{Reason: v1.PodReasonDeferred, Message: r.Message}
 	}
-	g.taken[string(p.UID)] = p
+	// What it had until now, its status says a while longer; others need not
+	// wait for that.
+	now := *p
+	now.Status = v1.PodStatus{Phase: p.Status.Phase}
+	g.taken[string(p.UID)] = &now
 	return nil
 }
 
