@@ -4,10 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -101,10 +102,6 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 		actors: map[string]*actor{}, ended: map[string]bool{}, found: map[string]*leftover{},
 		static: map[types.UID]bool{}, mirrors: map[string]*v1.Pod{},
 	}
-	handlers := make([]string, 0, len(c.Runtimes))
-	for name := range c.Runtimes {
-		handlers = append(handlers, name)
-	}
 	if a.Volumes == nil {
 		a.plugins = volumeplugin.New(volumeplugin.Config{
 			DataDir: c.DataDir, NodeName: c.NodeName, Client: client, Pods: a.pods,
@@ -113,7 +110,7 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	}
 	a.node, err = node.New(node.Config{
 		Name: c.NodeName, Hostname: c.Hostname, IP: c.NodeIP, Client: client, Version: c.Version,
-		MaxPods: c.MaxPods, Port: c.Port, DataDir: c.DataDir, Handlers: handlers, Images: c.Images.List,
+		MaxPods: c.MaxPods, Port: c.Port, DataDir: c.DataDir, Handlers: slices.Collect(maps.Keys(c.Runtimes)), Images: c.Images.List,
 		UserNamespaces: func(handler string) bool { return canMapIDs(a.Runtimes[handler]) == nil },
 		SetRange:       c.Network.SetRange, Pressure: a.short, InUse: a.inUse, Told: a.toldInUse, Log: c.Log,
 	})
@@ -296,7 +293,10 @@ func (a *Agent) setPod(p *v1.Pod) {
 func (a *Agent) begin(p *v1.Pod, gone bool) {
 	uid := string(p.UID)
 	var runs []pod.Run
-	rt, _ := a.runtimeOf(p)
+	var rt runtime.Runtime
+	if !gone { // then nobody says of which class it was
+		rt, _ = a.runtimeOf(p)
+	}
 	if left := a.found[uid]; left != nil {
 		rt = left.rt
 		for _, s := range left.runs {
@@ -380,26 +380,25 @@ func (a *Agent) room() {
 func (a *Agent) adopt(ctx context.Context) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	gone := func(uid, namespace, name string, grace *int64) {
+	// They were deleted by force. What is left has a kubelet's grace: a longer
+	// one would begin anew with each start, and its host ports stay taken.
+	grace := int64(1)
+	gone := func(uid, namespace, name string) {
 		if a.actors[uid] != nil || uid == "" {
 			return
 		}
 		a.log.Info("removing a pod that the API does not have", "pod", uid, "namespace", namespace, "name", name)
 		a.begin(&v1.Pod{
 			ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), Namespace: namespace, Name: name},
-			Spec:       v1.PodSpec{TerminationGracePeriodSeconds: grace},
+			Spec:       v1.PodSpec{TerminationGracePeriodSeconds: &grace},
 		}, true)
 	}
 	for uid, left := range a.found {
 		var namespace, name string
-		var grace *int64
 		for _, s := range left.runs {
 			namespace, name = s.Labels[pod.LabelNamespace], s.Labels[pod.LabelPod]
-			if seconds, err := strconv.ParseInt(s.Labels[pod.LabelGrace], 10, 64); err == nil {
-				grace = &seconds
-			}
 		}
-		gone(uid, namespace, name, grace)
+		gone(uid, namespace, name)
 	}
 	a.found = nil
 	// Logs stay until the API has let go of the pod, which it may have done
@@ -407,7 +406,7 @@ func (a *Agent) adopt(ctx context.Context) {
 	logs, _ := os.ReadDir(filepath.Join(a.DataDir, "logs"))
 	for _, d := range logs {
 		if part := strings.Split(d.Name(), "_"); len(part) == 3 {
-			gone(part[2], part[0], part[1], nil)
+			gone(part[2], part[0], part[1])
 		}
 	}
 	attached, err := a.Network.List(ctx)
@@ -415,16 +414,16 @@ func (a *Agent) adopt(ctx context.Context) {
 		a.log.Warn("cannot list pods of the network", "err", err)
 	}
 	for _, at := range attached {
-		gone(at.ID, "", "", nil)
+		gone(at.ID, "", "")
 	}
 	for _, room := range []string{"pods", "memory"} {
 		dirs, _ := os.ReadDir(filepath.Join(a.DataDir, room))
 		for _, d := range dirs {
-			gone(d.Name(), "", "", nil)
+			gone(d.Name(), "", "")
 		}
 	}
 	for _, holder := range a.Images.Holders() {
-		gone(holder, "", "", nil)
+		gone(holder, "", "")
 	}
 }
 
@@ -517,6 +516,13 @@ func (a *Agent) setRuns(rt runtime.Runtime, known map[runtime.ID]bool, list []ru
 	}
 }
 
+// handlers are the names that a RuntimeClass can have for a runtime of this
+// machine.
+func (a *Agent) handlers() []string {
+	names := slices.Sorted(maps.Keys(a.Runtimes))
+	return slices.DeleteFunc(names, func(name string) bool { return name == "" })
+}
+
 // runtimeOf is the runtime that a pod's class names, or why there is none.
 func (a *Agent) runtimeOf(p *v1.Pod) (runtime.Runtime, string) {
 	if p.Spec.RuntimeClassName == nil || *p.Spec.RuntimeClassName == "" {
@@ -528,7 +534,7 @@ func (a *Agent) runtimeOf(p *v1.Pod) (runtime.Runtime, string) {
 	}
 	rt := a.Runtimes[class.Handler]
 	if rt == nil {
-		return nil, fmt.Sprintf("failed to get sandbox runtime: this machine has no runtime %q; use the RuntimeClass container, or none", class.Handler)
+		return nil, fmt.Sprintf("failed to get sandbox runtime: this machine has no runtime %q; use a RuntimeClass of one that it has (%s), or none", class.Handler, strings.Join(a.handlers(), ", "))
 	}
 	return rt, ""
 }

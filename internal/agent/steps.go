@@ -115,6 +115,12 @@ func (x *actor) openGround(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	// What runs was asked when it began.
+	if !slices.ContainsFunc(x.runs(), func(r pod.Run) bool { return r.State == runtime.Running }) {
+		if err := x.a.mayRun(ctx, p, rt); err != nil {
+			return err
+		}
+	}
 	ids, err := x.a.users.of(p, rt)
 	if err != nil {
 		return err
@@ -175,6 +181,17 @@ func (x *actor) runtime() (runtime.Runtime, error) {
 		x.rt = rt
 	}
 	return x.rt, nil
+}
+
+// runtimes are those that may have something of the pod: its own or, when it is
+// not known which that is, all.
+func (x *actor) runtimes() map[runtime.Runtime]bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.rt == nil {
+		return x.a.distinct()
+	}
+	return map[runtime.Runtime]bool{x.rt: true}
 }
 
 // start runs one attempt of a container and then its postStart hook.
@@ -252,6 +269,7 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, s pod.St
 	w, err := translate.Workload(translate.Input{
 		Pod: p, Container: c, Attempt: id.Attempt, Round: s.Round, Image: img.Image, ImageID: imageID(img.Image), Ground: ground, Layers: img.layers,
 		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, Devices: devices, JoinPID: target,
+		Process: x.process(), OnMachine: x.onMachine(c),
 	}, x.a.machine)
 	if err != nil {
 		return pod.ReasonConfig, err
@@ -312,18 +330,8 @@ func (x *actor) program(ctx context.Context, p *v1.Pod, c *v1.Container, img ima
 
 // exec runs a program in one of the pod's containers, for probes and hooks.
 func (a *Agent) exec(ctx context.Context, id runtime.ID, argv []string) (int, []byte, error) {
-	a.mu.Lock()
-	x := a.actors[id.Pod]
-	a.mu.Unlock()
-	if x == nil {
-		return 0, nil, fmt.Errorf("exec in %s: %w", id, runtime.ErrNotFound)
-	}
-	rt, err := x.runtime()
-	if err != nil {
-		return 0, nil, err
-	}
 	out := &output{}
-	code, err := rt.Exec(ctx, id, runtime.Exec{Args: argv, Streams: runtime.Streams{Stdout: out, Stderr: out}})
+	code, err := workloads{a}.Exec(ctx, id, runtime.Exec{Args: argv, Streams: runtime.Streams{Stdout: out, Stderr: out}})
 	return code, out.bytes(), err
 }
 
@@ -541,7 +549,7 @@ func (x *actor) close(ctx context.Context) error {
 	if err := x.cancelOthers(ctx, key(pod.Close, runtime.ID{})); err != nil {
 		return err
 	}
-	if rt, err := x.runtime(); err == nil {
+	for rt := range x.runtimes() {
 		if err := rt.Close(ctx, x.uid); err != nil {
 			return fmt.Errorf("close: %w", err)
 		}

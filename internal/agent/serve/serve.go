@@ -27,6 +27,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/metrics/collectors"
 
 	"tutti.dev/tutti/internal/api"
+	"tutti.dev/tutti/internal/host/hangup"
 	"tutti.dev/tutti/internal/runtime"
 )
 
@@ -44,11 +45,19 @@ type Pods interface {
 	NetNS(pod types.UID) (string, error)
 }
 
+// Workloads is what the endpoints do with a pod's containers, as
+// runtime.Runtime has it, whichever of the node's runtimes they are of.
+type Workloads interface {
+	Exec(ctx context.Context, id runtime.ID, e runtime.Exec) (code int, err error)
+	Attach(ctx context.Context, id runtime.ID, s runtime.Streams) error
+	Stats(ctx context.Context, id runtime.ID) (runtime.Stats, error)
+}
+
 // Config is what a Server works with.
 type Config struct {
 	NodeName string
 	Pods     Pods
-	Runtime  runtime.Runtime
+	Runtime  Workloads
 	// Flows are who talks to whom on this node, read anew at each call.
 	Flows func() ([]api.Flow, error)
 	Dir   string // data directory; logs are below Dir/logs
@@ -97,13 +106,16 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("GET /pods/", s.pods)
 	mux.HandleFunc("GET /runningpods/", s.runningPods)
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", s.logs)
+	attach, portForward := hangup.Handler(http.HandlerFunc(s.attach)), hangup.Handler(http.HandlerFunc(s.portForward))
 	for _, method := range []string{"GET", "POST"} {
 		mux.HandleFunc(method+" /exec/{namespace}/{pod}/{container}", s.exec)
 		mux.HandleFunc(method+" /exec/{namespace}/{pod}/{uid}/{container}", s.exec)
-		mux.HandleFunc(method+" /attach/{namespace}/{pod}/{container}", s.attach)
-		mux.HandleFunc(method+" /attach/{namespace}/{pod}/{uid}/{container}", s.attach)
-		mux.HandleFunc(method+" /portForward/{namespace}/{pod}", s.portForward)
-		mux.HandleFunc(method+" /portForward/{namespace}/{pod}/{uid}", s.portForward)
+		// These end with their client. A program of exec goes on without, as
+		// under a kubelet, until it ends or finds that nobody listens.
+		mux.Handle(method+" /attach/{namespace}/{pod}/{container}", attach)
+		mux.Handle(method+" /attach/{namespace}/{pod}/{uid}/{container}", attach)
+		mux.Handle(method+" /portForward/{namespace}/{pod}", portForward)
+		mux.Handle(method+" /portForward/{namespace}/{pod}/{uid}", portForward)
 	}
 	mux.HandleFunc("GET /stats/summary", s.summary)
 	for path, collector := range map[string]metrics.StableCollector{

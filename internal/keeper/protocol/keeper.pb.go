@@ -215,11 +215,14 @@ func (x *StartRequest) GetEnvelope() *Envelope {
 type Envelope struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// File that gets stdout and stderr in the CRI log format.
-	Log           string            `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
-	Tty           bool              `protobuf:"varint,2,opt,name=tty,proto3" json:"tty,omitempty"`
-	Stdin         bool              `protobuf:"varint,3,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	StdinOnce     bool              `protobuf:"varint,4,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
-	Labels        map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Log       string            `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
+	Tty       bool              `protobuf:"varint,2,opt,name=tty,proto3" json:"tty,omitempty"`
+	Stdin     bool              `protobuf:"varint,3,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	StdinOnce bool              `protobuf:"varint,4,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
+	Labels    map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Path of the OCI runtime, a program with runc's command line, that makes
+	// this workload's container; empty: the keeper does so itself.
+	Program       string `protobuf:"bytes,6,opt,name=program,proto3" json:"program,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -289,6 +292,13 @@ func (x *Envelope) GetLabels() map[string]string {
 	return nil
 }
 
+func (x *Envelope) GetProgram() string {
+	if x != nil {
+		return x.Program
+	}
+	return ""
+}
+
 type Workload struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -301,10 +311,12 @@ type Workload struct {
 	StartedUnixNano  int64  `protobuf:"varint,6,opt,name=started_unix_nano,json=startedUnixNano,proto3" json:"started_unix_nano,omitempty"`
 	FinishedUnixNano int64  `protobuf:"varint,7,opt,name=finished_unix_nano,json=finishedUnixNano,proto3" json:"finished_unix_nano,omitempty"`
 	// Exit code, 128+signal when a signal ended it; 255 when unknown.
-	ExitCode      int32 `protobuf:"varint,8,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
-	Signal        int32 `protobuf:"varint,9,opt,name=signal,proto3" json:"signal,omitempty"`
-	OomKilled     bool  `protobuf:"varint,10,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`
-	Unknown       bool  `protobuf:"varint,11,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	ExitCode  int32 `protobuf:"varint,8,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
+	Signal    int32 `protobuf:"varint,9,opt,name=signal,proto3" json:"signal,omitempty"`
+	OomKilled bool  `protobuf:"varint,10,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`
+	Unknown   bool  `protobuf:"varint,11,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	// The kernel wrote its memory, or gave it to who asked for it (core(5)).
+	CoreDumped    bool `protobuf:"varint,12,opt,name=core_dumped,json=coreDumped,proto3" json:"core_dumped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -412,6 +424,13 @@ func (x *Workload) GetOomKilled() bool {
 func (x *Workload) GetUnknown() bool {
 	if x != nil {
 		return x.Unknown
+	}
+	return false
+}
+
+func (x *Workload) GetCoreDumped() bool {
+	if x != nil {
+		return x.CoreDumped
 	}
 	return false
 }
@@ -1249,17 +1268,18 @@ const file_keeper_proto_rawDesc = "" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x125\n" +
-	"\benvelope\x18\x03 \x01(\v2\x19.tutti.keeper.v1.EnvelopeR\benvelope\"\xdd\x01\n" +
+	"\benvelope\x18\x03 \x01(\v2\x19.tutti.keeper.v1.EnvelopeR\benvelope\"\xf7\x01\n" +
 	"\bEnvelope\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12\x10\n" +
 	"\x03tty\x18\x02 \x01(\bR\x03tty\x12\x14\n" +
 	"\x05stdin\x18\x03 \x01(\bR\x05stdin\x12\x1d\n" +
 	"\n" +
 	"stdin_once\x18\x04 \x01(\bR\tstdinOnce\x12=\n" +
-	"\x06labels\x18\x05 \x03(\v2%.tutti.keeper.v1.Envelope.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x05 \x03(\v2%.tutti.keeper.v1.Envelope.LabelsEntryR\x06labels\x12\x18\n" +
+	"\aprogram\x18\x06 \x01(\tR\aprogram\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe6\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x87\x03\n" +
 	"\bWorkload\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x125\n" +
 	"\benvelope\x18\x02 \x01(\v2\x19.tutti.keeper.v1.EnvelopeR\benvelope\x12\x18\n" +
@@ -1274,7 +1294,9 @@ const file_keeper_proto_rawDesc = "" +
 	"\n" +
 	"oom_killed\x18\n" +
 	" \x01(\bR\toomKilled\x12\x18\n" +
-	"\aunknown\x18\v \x01(\bR\aunknown\"!\n" +
+	"\aunknown\x18\v \x01(\bR\aunknown\x12\x1f\n" +
+	"\vcore_dumped\x18\f \x01(\bR\n" +
+	"coreDumped\"!\n" +
 	"\x0fWorkloadRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"3\n" +
 	"\rRemoveRequest\x12\x0e\n" +

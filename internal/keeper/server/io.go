@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -143,39 +142,10 @@ func (s *Server) exec(w *workload, c *client) (int32, error) {
 	if c.req.Width > 0 && c.req.Height > 0 {
 		p.ConsoleSize = &specs.Box{Width: uint(c.req.Width), Height: uint(c.req.Height)}
 	}
-	proc, err := newProcess(p)
-	if err != nil {
-		return 0, err
-	}
-	container, err := libcontainer.Load(s.runcDir(), w.rec.ID)
-	if err != nil {
-		return 0, fmt.Errorf("load container: %w", err)
-	}
-	config := container.Config()
-	root := rootOf(&config)
-	for _, f := range []*os.File{c.stdin, c.stdout, c.stderr} {
-		if f == nil {
-			continue
-		}
-		if err := root.own(f); err != nil {
-			return 0, err
-		}
-	}
-	proc.ConsoleSocket = c.console
-	if c.stdin != nil {
-		proc.Stdin = c.stdin
-	}
-	if c.stdout != nil {
-		proc.Stdout = c.stdout
-	}
-	if c.stderr != nil {
-		proc.Stderr = c.stderr
-	}
 	s.children.begin()
-	err = container.Run(proc)
-	pid := 0
-	if err == nil {
-		pid, err = proc.Pid()
+	pid, err := s.engineOf(w.rec.Envelope).exec(w, &proc{Process: p, stdin: c.stdin, stdout: c.stdout, stderr: c.stderr, console: c.console})
+	if err != nil {
+		pid = 0
 	}
 	s.children.end(pid)
 	c.close() // the program has its own; its end must be the last
@@ -233,17 +203,23 @@ func (s *Server) attach(w *workload, c *client) (int32, error) {
 	out.subscribe(sub)
 	defer out.unsubscribe(sub)
 	if stdin != nil && input != nil {
-		copied := make(chan struct{})
-		go func() {
-			defer close(copied)
-			// Without ReadFrom: splicing would hold on to the other's end.
-			_, err := io.Copy(struct{ io.Writer }{input}, struct{ io.Reader }{stdin})
-			env := w.rec.Envelope
-			if env.StdinOnce && !env.Tty && !errors.Is(err, os.ErrDeadlineExceeded) {
-				w.closeInput()
-			}
-		}()
-		defer func() { _ = stdin.SetReadDeadline(time.Unix(1, 0)) }()
+		// A descriptor of its own, whose deadline is its own: a program that
+		// takes no input must not hold a client that has left.
+		if own := duplicate(input); own != nil {
+			go func() {
+				// Without ReadFrom: splicing would hold on to the other's end.
+				_, err := io.Copy(struct{ io.Writer }{own}, struct{ io.Reader }{stdin})
+				own.Close()
+				env := w.rec.Envelope
+				if env.StdinOnce && !env.Tty && !errors.Is(err, os.ErrDeadlineExceeded) {
+					w.closeInput()
+				}
+			}()
+			defer func() {
+				_ = own.SetWriteDeadline(time.Unix(1, 0))
+				_ = stdin.SetReadDeadline(time.Unix(1, 0))
+			}()
+		}
 	}
 	left := make(chan struct{})
 	go func() {
@@ -306,8 +282,19 @@ func nonblocking(f *os.File) *os.File {
 		return nil
 	}
 	defer f.Close()
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	return duplicate(f)
+}
+
+// duplicate returns another descriptor of f that can be waited for and
+// interrupted on its own, or nil if there can be none.
+func duplicate(f *os.File) *os.File {
+	conn, err := f.SyscallConn()
 	if err != nil {
+		return nil
+	}
+	fd := -1
+	// Not by f.Fd, which would make f itself block.
+	if err := conn.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil || fd < 0 {
 		return nil
 	}
 	_ = unix.SetNonblock(fd, true)

@@ -39,6 +39,7 @@ type Machine struct {
 	Repo string
 
 	temp    string
+	rootfs  []string // where its root is mounted, and of which layers; nil is the host's
 	claim   *os.File
 	inside  *holder
 	outside *holder
@@ -47,9 +48,11 @@ type Machine struct {
 	inherited []string
 }
 
-// New makes a machine on which nothing runs yet.
-func New() (m *Machine, err error) {
-	repo, err := root()
+// New makes a machine on which nothing runs yet. Its file system is this one's,
+// or, with layers, those directories over it, the first on top, and writes of
+// its own.
+func New(layers ...string) (m *Machine, err error) {
+	repo, err := repository()
 	if err != nil {
 		return nil, err
 	}
@@ -60,16 +63,19 @@ func New() (m *Machine, err error) {
 		return nil, err
 	}
 	m = &Machine{Dir: filepath.Join(temp, "tutti"), Repo: repo, temp: temp}
-	defer func() {
+	defer func(m *Machine) {
 		if err != nil {
 			m.Close()
 		}
-	}()
+	}(m)
 	if err := os.Chmod(temp, 0o755); err != nil {
 		return nil, err
 	}
 	if m.claim, err = claim(temp); err != nil {
 		return nil, err
+	}
+	if len(layers) > 0 {
+		m.rootfs = append([]string{filepath.Join(temp, "root")}, layers...)
 	}
 	if m.outside, err = newHolder(namespaces); err != nil {
 		return nil, err
@@ -82,11 +88,13 @@ func New() (m *Machine, err error) {
 	return m, m.boot(ctx)
 }
 
-const namespaces = unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID
+// namespaces are a machine's own: what programs share in memory goes with it,
+// too.
+const namespaces = unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC
 
 // boot makes the machine's own world and links it to the one outside.
 func (m *Machine) boot(ctx context.Context) (err error) {
-	if m.inside, err = newHolder(namespaces); err != nil {
+	if m.inside, err = newHolder(namespaces, m.rootfs...); err != nil {
 		return err
 	}
 	// Without link-local addresses of IPv6: the kernel takes seconds to
@@ -134,8 +142,8 @@ func (m *Machine) Reboot() error {
 	return m.boot(ctx)
 }
 
-// root finds the directory of go.mod above the working directory.
-func root() (string, error) {
+// repository finds the directory of go.mod above the working directory.
+func repository() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
@@ -161,7 +169,7 @@ func (m *Machine) Command(ctx context.Context, name string, args ...string) *exe
 }
 
 func (m *Machine) command(ctx context.Context, h *holder, name string, args ...string) *exec.Cmd {
-	enter := []string{"--target", strconv.Itoa(h.pid()), "--net", "--mount", "--pid", "--wdns=" + m.Repo, name}
+	enter := []string{"--target", strconv.Itoa(h.pid()), "--net", "--mount", "--pid", "--ipc", "--wdns=" + m.Repo, name}
 	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
