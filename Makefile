@@ -47,8 +47,8 @@ deps:
 
 # Other people's programs, unmodified, as the end-to-end tests drive them: those
 # of Go are each pinned by a go.mod of its own, kubectl by ours.
-# Upstream's suite of conformance is not among them: see there.
-TOOLS := $(filter-out e2e,$(notdir $(patsubst %/,%,$(dir $(wildcard test/tools/*/go.mod)))))
+# What upstream's suite of conformance needs is not among them: see there.
+TOOLS := $(filter-out e2e coredns,$(notdir $(patsubst %/,%,$(dir $(wildcard test/tools/*/go.mod)))))
 .PHONY: tools
 tools: $(addprefix dist/tools/,$(TOOLS) kubectl debian)
 
@@ -122,7 +122,9 @@ chaos: deps build
 # A minute for each thing that reads foreign bytes; FUZZ_TIME says how long.
 # What is found stays in the package's testdata, and is a test from then on.
 FUZZ_TIME ?= 1m
-FUZZ := go test -run '^$$' -fuzztime $(FUZZ_TIME)
+# In memory, since nothing of it must survive; and what is found is made small
+# in few steps, or the minute would go into that.
+FUZZ := TMPDIR=/dev/shm go test -run '^$$' -fuzztime $(FUZZ_TIME) -fuzzminimizetime 20x
 .PHONY: fuzz
 fuzz: keeper
 	$(FUZZ) -fuzz '^FuzzLayer$$' ./internal/image
@@ -130,6 +132,8 @@ fuzz: keeper
 	$(FUZZ) -fuzz '^FuzzStream$$' ./internal/image
 	$(FUZZ) -fuzz '^FuzzSubPath$$' ./internal/agent/podvolume
 	$(FUZZ) -fuzz '^FuzzTerminationMessage$$' ./internal/agent/podvolume
+	$(FUZZ) -fuzz '^FuzzLogs$$' ./internal/agent/serve
+	$(FUZZ) -fuzz '^FuzzLookup$$' ./internal/dns
 	CGO_ENABLED=1 $(FUZZ) -tags '$(KEEPERTAGS)' -fuzz '^FuzzCRI$$' ./internal/keeper/server
 	CGO_ENABLED=1 $(FUZZ) -tags '$(KEEPERTAGS)' -fuzz '^FuzzMessages$$' ./internal/keeper/server
 	CGO_ENABLED=1 $(FUZZ) -tags '$(KEEPERTAGS)' -fuzz '^FuzzRecord$$' ./internal/keeper/server
@@ -157,7 +161,7 @@ SUITE_sample-apiserver := k8s.io/sample-apiserver
 SUITE_etcd := go.etcd.io/etcd/server/v3
 SUITEPROGRAMS := $(addprefix $(SUITE)/,ginkgo agnhost nonewprivs sample-apiserver etcd)
 JUDGE := $(SUITE)/conformance $(if $(CLASS),-class '$(CLASS)') $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)')
-conformance: deps build dist/tools/kubectl $(SUITE)/e2e.test $(SUITEPROGRAMS)
+conformance: deps build dist/tools/kubectl $(SUITE)/e2e.test $(SUITEPROGRAMS) $(SUITE)/coredns
 	go build -ldflags '-s -w' -o $(SUITE)/ ./test/conformance ./test/conformance/pause
 	$(JUDGE) $(if $(SHARD),-shard '$(SHARD)') $(if $(EACH),-each '$(EACH)') $(if $(AGAIN),-again) $(if $(PROCS),-procs '$(PROCS)') $(if $(LIMIT),-limit '$(LIMIT)') \
 		-upstream "$$(cd test/tools/e2e && go list -m -f '{{.Dir}}' k8s.io/kubernetes)"
@@ -178,6 +182,9 @@ $(SUITE)/e2e.test: test/tools/e2e/go.mod
 
 $(SUITEPROGRAMS): test/tools/e2e/go.mod
 	cd test/tools/e2e && go build -ldflags '-s -w' -o $(CURDIR)/$@ $(SUITE_$(@F))
+
+$(SUITE)/coredns: test/tools/coredns/go.mod test/tools/coredns/main.go
+	cd test/tools/coredns && go build -ldflags '-s -w' -o $(CURDIR)/$@ .
 
 # JSON lines in dist/bench.jsonl and a table here; BENCH_COLD=1 adds a build with an empty cache.
 .PHONY: bench

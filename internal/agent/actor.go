@@ -140,6 +140,9 @@ func (x *actor) considerResize() {
 	p := x.pod()
 	refusal := x.a.gate.resize(p, x.a.node.Node())
 	x.change(func(o *pod.Observed) { o.Resize, o.Considered = refusal, o.Considered-1 })
+	if refusal == nil {
+		x.a.room() // it may need less now
+	}
 }
 
 // newer compares versions of one object; without versions (tests) the last

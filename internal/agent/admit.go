@@ -148,7 +148,11 @@ func (g *gate) resize(p *v1.Pod, node *v1.Node) *pod.Refusal {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.taken[string(p.UID)] != nil { // it may have ended meanwhile
-		g.taken[string(p.UID)] = p
+		// What it had until now, its status says a while longer; others need
+		// not wait for that.
+		now := *p
+		now.Status = v1.PodStatus{Phase: p.Status.Phase}
+		g.taken[string(p.UID)] = &now
 	}
 	return nil
 }

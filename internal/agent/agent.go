@@ -364,9 +364,13 @@ func (a *Agent) forget(x *actor) {
 
 // leave gives a pod's place on the machine to others.
 func (a *Agent) leave(uid string) {
-	if !a.gate.release(uid) {
-		return
+	if a.gate.release(uid) {
+		a.room()
 	}
+}
+
+// room has pods considered again that wait for room to grow.
+func (a *Agent) room() {
 	for _, x := range a.all() {
 		x.mu.Lock()
 		waits := x.o.Resize != nil

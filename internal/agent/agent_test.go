@@ -18,6 +18,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -356,6 +357,12 @@ func newBench(t *testing.T) *bench {
 		p.ResourceVersion = strconv.Itoa(version)
 		return true, p, b.client.Tracker().Update(action.GetResource(), p, p.Namespace)
 	})
+	// The control plane gives the node its range; this one at once, since the
+	// fake API tells a watch nothing of what came between it and the list.
+	b.client.PrependReactor("create", "nodes", func(action clienttesting.Action) (bool, apiruntime.Object, error) {
+		action.(clienttesting.CreateAction).GetObject().(*v1.Node).Spec.PodCIDR = "10.42.0.0/24"
+		return false, nil, nil
+	})
 	b.start()
 	return b
 }
@@ -389,18 +396,6 @@ func (b *bench) start() {
 		}
 	})
 	b.Cleanup(b.stop)
-	// The control plane gives the node its range.
-	b.until("node is registered", func() bool {
-		n, err := b.client.CoreV1().Nodes().Get(ctx, "here", metav1.GetOptions{})
-		if err != nil {
-			return false
-		}
-		if n.Spec.PodCIDR == "" {
-			n.Spec.PodCIDR = "10.42.0.0/24"
-			_, err = b.client.CoreV1().Nodes().Update(ctx, n, metav1.UpdateOptions{})
-		}
-		return err == nil
-	})
 	select {
 	case <-a.Ready():
 	case <-time.After(wait):
@@ -736,6 +731,43 @@ func TestPodsAreThoseOfTheAPI(t *testing.T) {
 	if _, err := b.agent.NetNS(types.UID("nobody")); err == nil {
 		t.Error("an unknown pod has a network")
 	}
+}
+
+// A resize that waits for room has it when another pod is resized to less.
+func TestResizeWaitsForRoom(t *testing.T) {
+	b := newBench(t)
+	cpus := b.agent.node.Node().Status.Allocatable.Cpu().MilliValue()
+	asks := func(p *v1.Pod, quarters int64) {
+		p.Generation++
+		p.Spec.Containers[0].Resources.Requests = v1.ResourceList{v1.ResourceCPU: *resource.NewMilliQuantity(cpus*quarters/4, resource.DecimalSI)}
+	}
+	resize := func(name string, quarters int64) {
+		t.Helper()
+		p, err := b.client.CoreV1().Pods("default").Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		asks(p, quarters)
+		if _, err := b.client.CoreV1().Pods("default").Update(t.Context(), p, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pending := func() bool {
+		_, c := podutil.GetPodCondition(&b.pod().Status, v1.PodResizePending)
+		return c != nil && c.Reason == v1.PodReasonDeferred
+	}
+	b.create(func(p *v1.Pod) { asks(p, 1) })
+	b.create(func(p *v1.Pod) {
+		p.Name, p.UID = "big", p.UID+"-big"
+		asks(p, 3)
+	})
+	b.ready()
+	resize("web", 2)
+	b.until("the resize is put off", pending)
+	resize("big", 2)
+	b.until("the resize is done", func() bool {
+		return !pending() && b.pod().Status.ContainerStatuses[0].AllocatedResources.Cpu().MilliValue() == cpus*2/4
+	})
 }
 
 // What a pod asks for its safety is given or the pod does not run.

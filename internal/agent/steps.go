@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/kubernetes/pkg/kubelet/events"
+	"k8s.io/kubernetes/pkg/kubelet/metrics"
 
 	"tutti.dev/tutti/internal/agent/env"
 	"tutti.dev/tutti/internal/agent/hook"
@@ -102,8 +103,14 @@ func (x *actor) lasts(p *pod.Part) bool {
 }
 
 // openGround attaches the pod to the network and opens it in its runtime.
-func (x *actor) openGround(ctx context.Context) error {
+func (x *actor) openGround(ctx context.Context) (err error) {
 	p := x.desired()
+	defer func() {
+		if ownUsers(p) && err != nil {
+			metrics.StartedUserNamespacedPodsTotal.Inc()
+			metrics.StartedUserNamespacedPodsErrorsTotal.Inc()
+		}
+	}()
 	rt, err := x.runtime()
 	if err != nil {
 		return err
@@ -151,7 +158,13 @@ func (x *actor) openGround(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
-	x.change(func(o *pod.Observed) { o.GroundName = ground })
+	x.change(func(o *pod.Observed) {
+		o.GroundName = ground
+		// A ground that runs have stood on was opened before this server was started.
+		if ownUsers(p) && !slices.ContainsFunc(o.Runs, func(r pod.Run) bool { return r.Labels[pod.LabelGround] == ground }) {
+			metrics.StartedUserNamespacedPodsTotal.Inc()
+		}
+	})
 	return nil
 }
 
@@ -192,6 +205,9 @@ func (x *actor) start(ctx context.Context, s pod.Step) {
 	if why, err := x.launch(ctx, p, c, s); err != nil {
 		if ctx.Err() != nil {
 			return
+		}
+		if ownUsers(p) {
+			metrics.StartedUserNamespacedPodsErrorsTotal.Inc()
 		}
 		x.a.event(p, c.Name, v1.EventTypeWarning, events.FailedToStartContainer, "Error: "+err.Error())
 		if why == pod.ReasonStart {

@@ -34,9 +34,12 @@ func newUsers(a *Agent) *users {
 	return u
 }
 
+// ownUsers says whether a pod wants a user namespace.
+func ownUsers(p *v1.Pod) bool { return p.Spec.HostUsers != nil && !*p.Spec.HostUsers }
+
 // of are the IDs of a pod, none when it has the machine's users.
 func (u *users) of(p *v1.Pod, rt runtime.Runtime) (runtime.IDs, error) {
-	if p.Spec.HostUsers == nil || *p.Spec.HostUsers {
+	if !ownUsers(p) {
 		return runtime.IDs{}, nil
 	}
 	if err := canMapIDs(rt); err != nil {

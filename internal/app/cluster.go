@@ -21,10 +21,11 @@ import (
 
 // Cluster is a Kubernetes cluster to deploy to.
 type Cluster struct {
-	host    string // URL of its API
-	dynamic dynamic.Interface
-	clients kubernetes.Interface
-	mapper  *restmapper.DeferredDiscoveryRESTMapper
+	host      string // URL of its API
+	namespace string // the kubeconfig's, to look in when not all may be seen
+	dynamic   dynamic.Interface
+	clients   kubernetes.Interface
+	mapper    *restmapper.DeferredDiscoveryRESTMapper
 }
 
 // Connect makes the clients for a cluster. It does not talk to it yet.
@@ -49,7 +50,10 @@ func Connect(config *rest.Config) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Cluster{config.Host, dyn, clients, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(disco))}, nil
+	return &Cluster{
+		host: config.Host, dynamic: dyn, clients: clients,
+		mapper: restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(disco)),
+	}, nil
 }
 
 // Load connects to the cluster of a kubeconfig's current context; kubeconfig
@@ -73,7 +77,9 @@ func Load(kubeconfig string) (c *Cluster, namespace string, err error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("read kubeconfig: %w", err)
 	}
-	c, err = Connect(config)
+	if c, err = Connect(config); err == nil {
+		c.namespace = namespace
+	}
 	return c, namespace, err
 }
 

@@ -138,7 +138,7 @@ func (o *Observer) askUsage(ctx context.Context) {
 
 // askFlows asks every node by way of the API.
 func (o *Observer) askFlows(ctx context.Context) {
-	nodes := list[corev1.Node](o.nodes)
+	nodes := list[corev1.Node](o.stores[nodesKind])
 	flows := make([][]api.Flow, len(nodes))
 	errs := make([]error, len(nodes))
 	var asked sync.WaitGroup

@@ -36,9 +36,9 @@ func TestMeasure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &Observer{rest: c.clients.Discovery().RESTClient(), nodes: cache.NewStore(cache.MetaNamespaceKeyFunc), measured: &measured{wrong: map[string]string{}}}
+	o := &Observer{rest: c.clients.Discovery().RESTClient(), stores: map[string]cache.Store{nodesKind: cache.NewStore(cache.MetaNamespaceKeyFunc)}, measured: &measured{wrong: map[string]string{}}}
 	for _, name := range []string{"one", "two"} {
-		if err := o.nodes.Add(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
+		if err := o.stores[nodesKind].Add(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -23,8 +23,9 @@ import (
 // JSON, what scripts read.
 type Status struct {
 	// Ready says that a pod could be scheduled now: the API answers and a
-	// node is ready and takes pods.
-	Ready bool   `json:"ready"`
+	// node is known to be ready and to take pods.
+	Ready bool `json:"ready"`
+	// Nodes is nil when they may not be seen.
 	Nodes []Node `json:"nodes"`
 	Apps  []App  `json:"apps"`
 
@@ -112,7 +113,10 @@ func (s Status) Steady() Status {
 // Summarize orders a snapshot by application. Kubernetes' own parts are left
 // out unless system is set.
 func Summarize(s Snapshot, system bool) Status {
-	st := Status{Nodes: nodes(s.Nodes, s.NodeUsage), Apps: []App{}, Notes: s.Notes}
+	st := Status{Apps: []App{}, Notes: s.Notes}
+	if s.Nodes != nil {
+		st.Nodes = nodes(s.Nodes, s.NodeUsage)
+	}
 	for _, n := range st.Nodes {
 		st.Ready = st.Ready || n.Ready && n.Schedulable
 	}

@@ -2,8 +2,6 @@ package app
 
 import (
 	"encoding/json"
-	"flag"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -17,9 +15,8 @@ import (
 	"k8s.io/utils/ptr"
 
 	"tutti.dev/tutti/internal/api"
+	"tutti.dev/tutti/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 func objectMeta(namespace, name, app string, owner types.UID) metav1.ObjectMeta {
 	m := metav1.ObjectMeta{
@@ -94,19 +91,7 @@ func TestSummarize(t *testing.T) {
 		t.Fatal(err)
 	}
 	got = append(got, '\n')
-	const file = "testdata/status.json"
-	if *update {
-		if err := os.WriteFile(file, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != string(want) {
-		t.Errorf("got:\n%s", got)
-	}
+	golden.Check(t, "testdata/status.json", string(got))
 	if all := Summarize(snapshot(t), true); len(all.Apps) != 3 {
 		t.Errorf("with the system's: %+v", all.Apps)
 	}

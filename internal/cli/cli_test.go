@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"io"
 	"net"
 	"net/http"
@@ -15,9 +14,8 @@ import (
 
 	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/cli/progress"
+	"tutti.dev/tutti/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 // run runs a command in a data directory of its own.
 func run(t *testing.T, m Machine, args ...string) (code int, out, errs string) {
@@ -112,19 +110,7 @@ func TestHelp(t *testing.T) {
 		name := strings.ReplaceAll("tutti "+c, " ", "-")
 		t.Run(name, func(t *testing.T) {
 			_, got, _ := run(t, Machine{}, append([]string{"help"}, strings.Fields(c)...)...)
-			file := filepath.Join("testdata", strings.TrimSuffix(name, "-")+".txt")
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("got:\n%s\nwant:\n%s", got, want)
-			}
+			golden.Check(t, filepath.Join("testdata", strings.TrimSuffix(name, "-")+".txt"), got)
 		})
 	}
 }

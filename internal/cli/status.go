@@ -30,8 +30,10 @@ ready, and what is wrong with those that are not.
 With --watch it stays and shows them as a tree, with what they use and who
 talks to whom; q quits. These are measured only while somebody watches. Where
 there is no terminal, it writes everything again after each change.
+Who may not see everything is shown what they may, and told what is missing.
 As JSON, .ready says whether a pod could be scheduled now, .apps has the
-applications and, with --watch, .connections who talks to whom.`,
+applications, .notes what could not be told and, with --watch, .connections
+who talks to whom.`,
 		Example: `  tutti status
   tutti status --watch
   tutti status -o json | jq .ready`,
@@ -206,8 +208,11 @@ func printStatus(w io.Writer, s app.Status, now time.Time) {
 			fmt.Fprintf(w, "  ! %s\n", p)
 		}
 	}
-	if len(s.Nodes) == 0 {
+	if s.Nodes != nil && len(s.Nodes) == 0 {
 		fmt.Fprintln(w, "no node yet")
+	}
+	for _, n := range s.Notes {
+		fmt.Fprintln(w, n)
 	}
 }
 

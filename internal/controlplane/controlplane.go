@@ -43,8 +43,7 @@ const (
 
 	// startTimeout is how long everything may take to become ready: seconds, but on an emulated processor.
 	startTimeout = 10 * time.Minute
-	// renewPeriod is how often certificates are looked at while running.
-	renewPeriod = 12 * time.Hour
+	renewPeriod  = 12 * time.Hour
 )
 
 // Config says where a control plane keeps its data and how it is reached.
@@ -123,6 +122,8 @@ type ControlPlane struct {
 	files *pki.Files
 	local inprocess.Server
 	ready chan struct{}
+	// renewEvery is how often certificates are looked at while running.
+	renewEvery time.Duration
 }
 
 // New checks the configuration, and makes or reads the certificates and the admin kubeconfig. Nothing runs yet.
@@ -137,7 +138,7 @@ func New(cfg Config) (*ControlPlane, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &ControlPlane{cfg: cfg, log: cfg.Log, files: files, ready: make(chan struct{})}, nil
+	return &ControlPlane{cfg: cfg, log: cfg.Log, files: files, ready: make(chan struct{}), renewEvery: renewPeriod}, nil
 }
 
 // renew makes what is missing of the certificates, replaces what ends soon, and writes the admin kubeconfig.
@@ -367,7 +368,7 @@ func podsAdmitted(ctx context.Context, client kubernetes.Interface) error {
 
 // keepCertificates renews certificates before they end. The servers read them again by themselves.
 func (cp *ControlPlane) keepCertificates(ctx context.Context) error {
-	t := time.NewTicker(renewPeriod)
+	t := time.NewTicker(cp.renewEvery)
 	defer t.Stop()
 	for {
 		select {

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
@@ -14,7 +15,9 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -41,7 +44,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	certutil "k8s.io/client-go/util/cert"
 	"k8s.io/utils/ptr"
+
+	"tutti.dev/tutti/internal/controlplane/pki"
 )
 
 // TestControlPlane boots a control plane in this process, the only one that it may have, and looks at it from inside
@@ -52,10 +58,20 @@ func TestControlPlane(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg := testConfig(t, dir)
+	// Certificates as of a server that was installed long ago: it will renew
+	// them in a moment.
+	if _, err := pki.Ensure(cfg.pkiSpec(), time.Now().Add(pki.RenewBefore-pki.Lifetime+5*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	old := serials(t, dir)
 	cp, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if now := serials(t, dir); !maps.Equal(now, old) {
+		t.Fatal("certificates were renewed at the start: a slow machine?")
+	}
+	cp.renewEvery = 100 * time.Millisecond
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	running, cancelRun := context.WithCancel(ctx)
@@ -102,6 +118,7 @@ func TestControlPlane(t *testing.T) {
 		{"node ranges", p.nodeRanges},
 		{"host access", p.hostAccess},
 		{"secret", p.secret},
+		{"certificates", func(t *testing.T, ctx context.Context) { p.certificates(t, ctx, old) }},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, ctx) })
 	}
@@ -566,6 +583,88 @@ func (p *probe) secret(t *testing.T, ctx context.Context) {
 }
 
 // encryptedAtRest looks at the bytes in the store of a control plane that has stopped.
+// serials are the serial numbers of the certificates that end within a year.
+func serials(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	for _, name := range []string{"apiserver", "apiserver-kubelet-client", "kubelet", "admin", "front-proxy-client"} {
+		certs, err := certutil.CertsFromFile(filepath.Join(dir, "pki", name+".crt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[name] = certs[0].SerialNumber.String()
+	}
+	return all
+}
+
+// certificates that were to end soon have been renewed, and are used, by who
+// runs all the while.
+func (p *probe) certificates(t *testing.T, ctx context.Context, old map[string]string) {
+	eventually(t, ctx, "all certificates to be renewed", func() (bool, error) {
+		for name, serial := range serials(t, p.dir) {
+			if serial == old[name] {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+	now := serials(t, p.dir)
+	eventually(t, ctx, "the API server to serve with its new certificate", func() (bool, error) {
+		c, err := tls.Dial("tcp", p.cp.cfg.Listen[0].String(), &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			return false, err
+		}
+		defer c.Close()
+		return c.ConnectionState().PeerCertificates[0].SerialNumber.String() == now["apiserver"], nil
+	})
+	// The connection of before, and a client that comes new.
+	for name, client := range map[string]*kubernetes.Clientset{"old": p.tls, "new": adminClient(t, p.dir)} {
+		if _, err := client.CoreV1().Namespaces().Get(ctx, "default", metav1.GetOptions{}); err != nil {
+			t.Errorf("%s client: %v", name, err)
+		}
+	}
+
+	// An agent is called with the new one.
+	caller := make(chan string, 1)
+	kubelet := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		caller <- r.TLS.PeerCertificates[0].SerialNumber.String()
+	}))
+	own, err := tls.LoadX509KeyPair(p.cp.NodeCertificates().CertFile, p.cp.NodeCertificates().KeyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kubelet.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert, Certificates: []tls.Certificate{own}}
+	kubelet.StartTLS()
+	defer kubelet.Close()
+	at := kubelet.Listener.Addr().(*net.TCPAddr)
+	status, err := json.Marshal(corev1.Node{Status: corev1.NodeStatus{
+		Addresses:       []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: at.IP.String()}},
+		DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: int32(at.Port)}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.as(Node("n1")).CoreV1().Nodes().PatchStatus(ctx, "n1", status); err != nil {
+		t.Fatal(err)
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "logs"}, Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Image: "c"}}}}
+	if _, err := p.admin.CoreV1().Pods("default").Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	// client-go closes all connections when it finds a new certificate, and
+	// finds it while it opens one: that call fails, as it does anywhere.
+	eventually(t, ctx, "the API server to reach the agent", func() (bool, error) {
+		err := p.tls.CoreV1().Pods("default").GetLogs("logs", &corev1.PodLogOptions{}).Do(ctx).Error()
+		if err != nil && !strings.Contains(err.Error(), "use of closed network connection") {
+			return false, err
+		}
+		return err == nil, nil
+	})
+	if got := <-caller; got != now["apiserver-kubelet-client"] {
+		t.Errorf("the agent was called with the certificate %s, of which there are %v, and before %v", got, now, old)
+	}
+}
+
 func encryptedAtRest(t *testing.T, ctx context.Context, cfg Config) {
 	s, err := startStore(ctx, filepath.Join(cfg.DataDir, "etcd"), cfg.Log, slog.DiscardHandler)
 	if err != nil {

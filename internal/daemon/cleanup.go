@@ -15,6 +15,7 @@ import (
 	"tutti.dev/tutti/internal/host/mount"
 	"tutti.dev/tutti/internal/keeper"
 	"tutti.dev/tutti/internal/network"
+	"tutti.dev/tutti/internal/runtime/container"
 )
 
 // cleanupTimeout bounds a Cleanup; killing thousands of processes takes time.
@@ -44,7 +45,7 @@ func Cleanup(ctx context.Context, dir api.DataDir, purge bool, log *slog.Logger)
 	}
 	try("control groups", cgroup.Remove(cgroupRoot(dir)))
 	// Mounts first: some pin what the network is to remove.
-	try("mounts", unmountIn(string(dir)))
+	try("mounts", errors.Join(unmountIn(string(dir)), container.RemoveRoots(cgroupRoot(dir))))
 	if _, err := os.Stat(in("network")); err == nil {
 		try("the network", network.Purge(ctx, in("network")))
 	}

@@ -1,7 +1,6 @@
 package dns
 
 import (
-	"flag"
 	"fmt"
 	"net/netip"
 	"os"
@@ -13,9 +12,9 @@ import (
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-)
 
-var update = flag.Bool("update", false, "rewrite the golden files")
+	"tutti.dev/tutti/test/golden"
+)
 
 func svc(name, ip string, change ...func(*v1.Service)) *v1.Service {
 	s := &v1.Service{
@@ -144,19 +143,7 @@ func TestZone(t *testing.T) {
 		name, kind, _ := strings.Cut(line, " ")
 		got.WriteString(describe(z.lookup(dns.Question{Name: name, Qtype: dns.StringToType[kind], Qclass: dns.ClassINET})))
 	}
-	const golden = "testdata/zone.golden"
-	if *update {
-		if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got.String() != string(want) {
-		t.Errorf("answers differ from %s (go test -update rewrites it):\n%s", golden, got.String())
-	}
+	golden.Check(t, "testdata/zone.golden", got.String())
 }
 
 // TestZoneForgets sets and removes Services until none is left.

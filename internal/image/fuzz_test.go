@@ -3,9 +3,9 @@ package image
 import (
 	"archive/tar"
 	"bytes"
-	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -86,54 +86,47 @@ func FuzzLayer(f *testing.F) {
 	})
 }
 
-// FuzzArchive loads an archive of an image: its index, its manifest, its
-// configuration and its layer as they come.
+// FuzzArchive loads an archive of an image: its index, its manifest and its
+// configuration as they come, and its layer. Where one names another by digest
+// and size, as @manifest and @size-of-manifest, it gets the true ones: only so
+// what is wrong with the other is met.
 func FuzzArchive(f *testing.F) {
 	l, _, intact := guarded(f)
-	if _, err := l.Import(f.Context(), "seed:1", bytes.NewReader(tarOf(f, text("file", "seed"))), Config{Cmd: []string{"/file"}}); err != nil {
-		f.Fatal(err)
-	}
-	var saved bytes.Buffer
-	if err := l.Save(f.Context(), "seed:1", &saved); err != nil {
-		f.Fatal(err)
-	}
-	// Its parts, so that they change without the tar breaking.
-	index, manifest, config, layer := []byte{}, []byte{}, []byte{}, []byte{}
-	for r := tar.NewReader(&saved); ; {
-		h, err := r.Next()
-		if err != nil {
-			break
-		}
-		data, err := io.ReadAll(r)
-		switch {
-		case err != nil:
-			f.Fatal(err)
-		case h.Name == "index.json":
-			index = data
-		case !strings.HasPrefix(h.Name, "blobs/"):
-		case bytes.Contains(data, []byte(`"rootfs"`)):
-			config = data
-		case bytes.Contains(data, []byte(`"layers"`)):
-			manifest = data
-		case h.Typeflag == tar.TypeReg:
-			layer = data
-		}
-	}
-	if len(index) == 0 || len(manifest) == 0 || len(config) == 0 || len(layer) == 0 {
-		f.Fatal("an archive that was saved lacks a part")
-	}
+	const (
+		index = `{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"@manifest","size":@size-of-manifest,` +
+			`"platform":{"os":"linux","architecture":"amd64"},"annotations":{"io.containerd.image.name":"docker.io/library/seed:1","org.opencontainers.image.ref.name":"1"}}]}`
+		manifest = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",` +
+			`"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"@config","size":@size-of-config},` +
+			`"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"@layer","size":@size-of-layer}]}`
+		config = `{"os":"linux","architecture":"amd64","config":{"Cmd":["/file"],"Env":["A=b"],"User":"1:2","ExposedPorts":{"80/tcp":{}},"Volumes":{"/data":{}}},` +
+			`"rootfs":{"type":"layers","diff_ids":["@layer"]},"history":[{"created_by":"seed"}]}`
+	)
+	layer := tarOf(f, text("file", "seed"))
+	swap := strings.ReplaceAll
 	f.Add(index, manifest, config, layer)
-	f.Add(index, manifest, []byte(`{"rootfs":{"type":"layers","diff_ids":["sha256:../../beside"]}}`), layer)
-	f.Add(bytes.ReplaceAll(index, []byte("sha256:"), []byte("sha256:../")), manifest, config, layer)
-	f.Add(bytes.ReplaceAll(index, []byte("seed"), []byte("../seed")), manifest, config, gz(f, layer))
-	f.Fuzz(func(t *testing.T, index, manifest, config, layer []byte) {
-		blob := func(b []byte) file { return text("blobs/sha256/"+digest.FromBytes(b).Encoded(), string(b)) }
-		archive := tarOf(t, text("oci-layout", `{"imageLayoutVersion":"1.0.0"}`), text("index.json", string(index)), blob(manifest), blob(config), blob(layer))
+	f.Add(swap(index, "seed", "../seed"), manifest, config, layer)
+	f.Add(swap(index, "@manifest", "sha256:../../beside/file"), manifest, config, layer)
+	f.Add(swap(index, "@size-of-manifest", "-1"), manifest, config, layer)
+	f.Add(swap(index, "oci.image.manifest", "oci.image.index"), manifest, config, layer)
+	f.Add(index, swap(manifest, "@config", "@manifest"), config, layer)
+	f.Add(index, swap(manifest, "@size-of-layer", "9223372036854775807"), config, layer)
+	f.Add(index, swap(manifest, "v1.tar", "v1.tar+gzip"), config, gz(f, layer))
+	f.Add(index, swap(manifest, "oci.image.layer.v1.tar", "docker.image.rootfs.foreign.diff.tar"), config, layer)
+	f.Add(index, manifest, `{"rootfs":{"type":"layers","diff_ids":["sha256:../../beside"]}}`, layer)
+	f.Add(index, manifest, swap(config, `["@layer"]`, `[]`), layer)
+	f.Add(index, manifest, swap(config, `"linux"`, `"plan9"`), layer)
+	f.Fuzz(func(t *testing.T, index, manifest, config string, layer []byte) {
+		named := func(s, name string, b []byte) string {
+			return strings.NewReplacer("@"+name, digest.FromBytes(b).String(), "@size-of-"+name, strconv.Itoa(len(b))).Replace(s)
+		}
+		config = named(config, "layer", layer)
+		manifest = named(named(manifest, "layer", layer), "config", []byte(config))
+		index = named(index, "manifest", []byte(manifest))
+		blob := func(b string) file { return text("blobs/sha256/"+digest.FromString(b).Encoded(), b) }
+		archive := tarOf(t, text("oci-layout", `{"imageLayoutVersion":"1.0.0"}`), text("index.json", index), blob(manifest), blob(config), blob(string(layer)))
 		loaded, err := l.Load(t.Context(), bytes.NewReader(archive))
 		for _, img := range loaded {
-			if img.Name != "docker.io/library/seed:1" {
-				_ = l.Remove(t.Context(), img.Name, false)
-			}
+			_ = l.Remove(t.Context(), img.Name, false)
 		}
 		if err != nil && strings.Contains(err.Error(), "\n") {
 			t.Errorf("an error of several lines: %v", err)

@@ -5,15 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -26,11 +23,11 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
+
+	"tutti.dev/tutti/test/golden"
 )
 
 func init() { logrus.SetOutput(io.Discard) } // the registry's log
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // registry is a real registry on the loopback, with a door before it.
 type registry struct {
@@ -390,30 +387,10 @@ func TestPullErrors(t *testing.T) {
 		fmt.Fprintf(&got, "%s\n\t%s\n", c.what, back.Replace(err.Error()))
 		transport.CloseIdleConnections()
 	}
-	golden(t, "pull-errors.txt", got.String())
+	golden.Check(t, "testdata/pull-errors.txt", got.String())
 	r.set(nil)
 	if err := l.Collect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	waitEmpty(t, l)
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s has\n%s\nbut now it is\n%s", file, want, got)
-	}
 }

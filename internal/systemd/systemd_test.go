@@ -3,7 +3,6 @@ package systemd
 import (
 	"context"
 	"errors"
-	"flag"
 	"io/fs"
 	"net"
 	"os"
@@ -12,28 +11,16 @@ import (
 	"strings"
 	"testing"
 	"time"
-)
 
-var update = flag.Bool("update", false, "write the golden files anew")
+	"tutti.dev/tutti/test/golden"
+)
 
 func TestUnit(t *testing.T) {
 	got, err := unit("/var/lib/tutti")
 	if err != nil {
 		t.Fatal(err)
 	}
-	const file = "testdata/tutti.service"
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("got:\n%s\nwant:\n%s", got, want)
-	}
+	golden.Check(t, "testdata/tutti.service", got)
 }
 
 // TestVerify asks systemd itself, where it is, what it makes of the unit.

@@ -36,7 +36,7 @@ var tools = []string{"busybox", "libc-bin", "bash", "curl", "bind9-dnsutils", "n
 var recipes = map[string]recipe{
 	"agnhost": {
 		packages: tools,
-		programs: map[string]string{"/agnhost": "agnhost"},
+		programs: map[string]string{"/agnhost": "agnhost", "/coredns": "coredns"},
 		sources:  map[string]string{"/localhost.crt": "agnhost/porter/localhost.crt", "/localhost.key": "agnhost/porter/localhost.key"},
 		links:    map[string]string{"/agnhost-2": "agnhost", "/usr/bin/nc": "nc.openbsd"},
 		texts: map[string]string{

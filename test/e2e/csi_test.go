@@ -98,9 +98,7 @@ func TestCSI(t *testing.T) {
 	n.ok(n.Run(patience, "mount", "-t", "tmpfs", "lib", "/var/lib"))
 	volumes := filepath.Join(filepath.Dir(n.Dir), "volumes")
 	n.ok(n.Run(patience, "sh", "-ec", nfs, volumes))
-	if err := n.Up(); err != nil {
-		t.Fatal(err)
-	}
+	n.up()
 	program := filepath.Join(n.Repo, "dist", "tools", "csidriver")
 	if _, err := os.Stat(program); err != nil {
 		t.Fatalf("run make tools: %v", err)
@@ -202,16 +200,8 @@ volumes: [{name: share, nfs: {server: nas.example, path: %s/files, readOnly: tru
 	})
 
 	// Who made the volumes dies; another unmakes them.
-	server, err := n.Server()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Up(); err != nil {
-		t.Fatal(err)
-	}
+	n.kill(n.Server)
+	n.up()
 	if got := inside("cat /files/mine /inline/who"); got != "kept\nuser hello\n" {
 		t.Errorf("after a restart the volumes have %q", got)
 	}

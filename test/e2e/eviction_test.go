@@ -73,9 +73,7 @@ func onDisk(t *testing.T, size int64) node {
 // while it lasts, and then all is as before.
 func TestDiskPressure(t *testing.T) {
 	n := onDisk(t, 2<<30)
-	if err := n.Up(); err != nil {
-		t.Fatal(err)
-	}
+	n.up()
 	if err := importBusybox(n.Machine); err != nil {
 		t.Fatal(err)
 	}

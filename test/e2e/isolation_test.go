@@ -177,6 +177,56 @@ func TestUserNamespacesFromOutside(t *testing.T) {
 	})
 }
 
+// A pod with users of its own outlives server and keeper, apart and together,
+// and after a reboot comes back with the users that it had and its volume.
+func TestUserNamespacesOutliveFailures(t *testing.T) {
+	n := running(t)
+	const ns = "own-users"
+	n.kubectl("create", "namespace", ns)
+	n.kubectl("-n", ns, "wait", "--for=create", "serviceaccount/default", "--timeout=60s")
+	spec := restarting(one("command: [sh, -c, 'id -u >>/data/starts; exec sleep 31007']\nvolumeMounts: [{name: data, mountPath: /data}]")) +
+		"volumes: [{name: data, emptyDir: {}}]\nhostUsers: false\nterminationGracePeriodSeconds: 0\n"
+	n.ok(n.Apply(pod(ns, "old", spec)))
+	n.wait(ns, "pod/old", "condition=Ready")
+	uid, container := n.field(ns, "pod/old", "{.metadata.uid}"), containerOf(n, ns, "old")
+	first, pid := outside(t, uid)
+
+	for _, c := range []struct {
+		name   string
+		strike func()
+		starts string // what the pod's volume says of its starts
+	}{
+		{"server", func() { n.kill(n.Server); n.up() }, "0\n"},
+		{"keeper", func() { n.kill(n.Keeper) }, "0\n"},
+		{"both", func() { n.kill(n.Server); n.kill(n.Keeper); n.up() }, "0\n"},
+		{"machine", func() {
+			if err := n.Reboot(); err != nil {
+				t.Fatal(err)
+			}
+			n.up()
+		}, "0\n0\n"},
+	} {
+		c.strike()
+		n.until("exec after the end of the "+c.name, func() (bool, string) {
+			r := n.Kubectl("-n", ns, "exec", "old", "--", "sh", "-c", "cat /data/starts; stat -c %u /data/starts /; touch /mine /data/mine && id -u")
+			return r.Stdout == c.starts+"0\n0\n0\n", r.String()
+		})
+		switch now, at := outside(t, uid); {
+		case now != first:
+			t.Errorf("after the end of the %s the pod's users begin at %d, before at %d", c.name, now, first)
+		case c.name != "machine" && (at != pid || containerOf(n, ns, "old") != container):
+			t.Errorf("the end of the %s restarted the pod: process %d, was %d", c.name, at, pid)
+		}
+		// Another gets others.
+		young := "after-" + c.name
+		n.ok(n.Apply(pod(ns, young, spec)))
+		n.wait(ns, "pod/"+young, "condition=Ready")
+		if other, _ := outside(t, n.field(ns, "pod/"+young, "{.metadata.uid}")); other == first {
+			t.Errorf("after the end of the %s another pod has the users from %d too", c.name, first)
+		}
+	}
+}
+
 func ownerOf(t *testing.T, path string) uint64 {
 	t.Helper()
 	info, err := os.Stat(path)

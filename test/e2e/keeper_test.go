@@ -52,15 +52,6 @@ func TestKillKeeper(t *testing.T) {
 	n.kubectl("-n", ns, "wait", "--for=create", "serviceaccount/default", "--timeout=60s")
 	bystander(n, ns)
 	container := containerOf(n, ns, "bystander")
-	kill := func() {
-		keeper, err := n.Keeper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := keeper.Kill(); err != nil {
-			t.Fatal(err)
-		}
-	}
 	process := func() machine.Process {
 		processes, err := n.Processes()
 		if err != nil {
@@ -78,7 +69,7 @@ func TestKillKeeper(t *testing.T) {
 		return found[0]
 	}
 	before := process()
-	kill()
+	n.kill(n.Keeper)
 	n.until("another keeper", func() (bool, string) {
 		_, err := n.Keeper()
 		return err == nil, fmt.Sprint(err)
@@ -93,20 +84,12 @@ func TestKillKeeper(t *testing.T) {
 	unmoved(n, ns, container)
 
 	// An exit that nobody can have seen: both that hold the process are gone.
-	server, err := n.Server()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	kill()
+	n.kill(n.Server)
+	n.kill(n.Keeper)
 	if err := before.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Up(); err != nil {
-		t.Fatal(err)
-	}
+	n.up()
 	n.until("a restart after an exit that nobody saw", func() (bool, string) {
 		now := containerOf(n, ns, "bystander")
 		return strings.HasSuffix(now, " 1"), now

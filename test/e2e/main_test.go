@@ -87,13 +87,31 @@ func running(t *testing.T) node {
 	t.Helper()
 	n := empty(t)
 	n.explainFailure()
-	if err := n.Up(); err != nil {
-		t.Fatal(err)
-	}
+	n.up()
 	if err := importBusybox(n.Machine); err != nil {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// up starts tutti and waits until it says that it is ready.
+func (n node) up() {
+	n.t.Helper()
+	if err := n.Up(); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// kill ends one of the machine's processes as nobody can prevent.
+func (n node) kill(find func() (machine.Process, error)) {
+	n.t.Helper()
+	p, err := find()
+	if err == nil {
+		err = p.Kill()
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 // explainFailure shows, if the test fails, what the machine says of itself.

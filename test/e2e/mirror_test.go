@@ -81,9 +81,7 @@ location = "`+registryHost+`/up.test"
 
 	// A server that has never met the other registry serves what is here.
 	n.ok(n.Tutti("stop"))
-	if err := n.Up(); err != nil {
-		t.Fatal(err)
-	}
+	n.up()
 	n.ok(n.Tutti("image", "rm", "--force", "up.test/lib/web:1"))
 	n.runs("default", "third", "up.test/lib/web:1")
 

@@ -292,16 +292,8 @@ func TestInformers(t *testing.T) {
 		after.WriteString(object(i, 2))
 	}
 	n.ok(n.Apply(before.String()))
-	server, err := n.Server()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Up(); err != nil {
-		t.Fatal(err)
-	}
+	n.kill(n.Server)
+	n.up()
 	n.ok(n.Apply(after.String()))
 	n.kubectl("-n", ns, "delete", "configmap", "m00", "m10", "m20", "m30")
 
@@ -375,16 +367,8 @@ webhooks:
 		return r.Err != nil && strings.Contains(r.Stderr, `failed calling webhook "everything.tests.tutti.dev"`), r.String()
 	}
 	n.until("the webhook is in force", refused)
-	server, err := n.Server()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Up(); err != nil {
-		t.Fatal(err)
-	}
+	n.kill(n.Server)
+	n.up()
 	if is, state := refused(); !is {
 		t.Errorf("after the start: %s", state)
 	}

@@ -56,13 +56,7 @@ func TestUpgradeTutti(t *testing.T) {
 	newer := newerTutti(n)
 
 	// Nobody reads: the flood fills its pipe and waits.
-	server, err := n.Server()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Kill(); err != nil {
-		t.Fatal(err)
-	}
+	n.kill(n.Server)
 	if err := syscall.Kill(keeper.PID, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}

@@ -100,6 +100,7 @@ type Node struct {
 	ready   chan struct{} // closed when Ready is told
 	ranged  chan struct{} // closed when pods can get addresses
 	onReady sync.Once
+	own     metav1.ObjectMeta // what a new Node has, before others label it
 	mu      sync.Mutex
 	node    *v1.Node // last seen in the API, or what would be registered
 	running bool     // pods are being run
@@ -127,19 +128,17 @@ func New(c Config) (*Node, error) {
 	}
 	delete(total, pidlimit.PIDs)
 	info := systemInfo(c.Version)
-	n.node = &v1.Node{
-		ObjectMeta: metav1.ObjectMeta{
-			Name: c.Name,
-			Labels: map[string]string{
-				v1.LabelHostname:   c.Hostname,
-				v1.LabelOSStable:   info.OperatingSystem,
-				v1.LabelArchStable: info.Architecture,
-			},
-			// Volumes are attached by the controller, not from here.
-			Annotations: map[string]string{volumeutil.ControllerManagedAttachAnnotation: "true"},
+	n.own = metav1.ObjectMeta{
+		Name: c.Name,
+		Labels: map[string]string{
+			v1.LabelHostname:   c.Hostname,
+			v1.LabelOSStable:   info.OperatingSystem,
+			v1.LabelArchStable: info.Architecture,
 		},
-		Status: v1.NodeStatus{Capacity: total, Allocatable: allocatable, NodeInfo: info},
+		// Volumes are attached by the controller, not from here.
+		Annotations: map[string]string{volumeutil.ControllerManagedAttachAnnotation: "true"},
 	}
+	n.node = &v1.Node{ObjectMeta: n.own, Status: v1.NodeStatus{Capacity: total, Allocatable: allocatable, NodeInfo: info}}
 	return n, nil
 }
 
@@ -182,11 +181,9 @@ func (n *Node) WaitRange(ctx context.Context) error {
 
 // Run registers the node and keeps it told of until ctx ends.
 func (n *Node) Run(ctx context.Context) error {
-	if err := n.register(ctx); err != nil {
-		return err // only at the end of ctx
-	}
+	n.register(ctx)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { n.watch(ctx); return nil })
+	g.Go(func() error { return n.watch(ctx) })
 	g.Go(func() error { n.report(ctx); return nil })
 	g.Go(func() error {
 		lease.NewController(clock.RealClock{}, n.Client, n.Name, leaseSeconds, nil, leaseInterval, n.Name, v1.NamespaceNodeLease,
@@ -200,10 +197,11 @@ func (n *Node) Run(ctx context.Context) error {
 }
 
 // register makes the Node in the API, or finds the one that is there and
-// brings its labels up to date.
-func (n *Node) register(ctx context.Context) error {
+// brings its labels up to date. It tries until ctx ends.
+func (n *Node) register(ctx context.Context) {
 	nodes := n.Client.CoreV1().Nodes()
 	want := n.Node().DeepCopy()
+	want.ObjectMeta = *n.own.DeepCopy()
 	for delay := retryFirst; ; delay = min(2*delay, retryMost) {
 		n.fill(ctx, &want.Status)
 		got, err := nodes.Create(ctx, want, metav1.CreateOptions{})
@@ -212,16 +210,16 @@ func (n *Node) register(ctx context.Context) error {
 		}
 		if err == nil {
 			n.see(ctx, got)
-			return nil
+			return
 		}
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 		n.Log.Warn("cannot register the node; trying again", "node", n.Name, "err", err)
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
 }
@@ -257,7 +255,7 @@ func (n *Node) relabel(ctx context.Context, want *v1.Node) (*v1.Node, error) {
 
 // watch follows the Node: others give it its range of addresses, labels and
 // taints; one that is deleted is made again.
-func (n *Node) watch(ctx context.Context) {
+func (n *Node) watch(ctx context.Context) error {
 	factory := informers.NewSharedInformerFactoryWithOptions(n.Client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", n.Name).String()
 	}))
@@ -267,25 +265,28 @@ func (n *Node) watch(ctx context.Context) {
 			n.see(ctx, node)
 		}
 	}
+	again := func() {
+		n.register(ctx)
+		n.Report()
+	}
 	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    see,
 		UpdateFunc: func(_, o any) { see(o) },
-		DeleteFunc: func(any) {
-			n.mu.Lock()
-			n.node = n.node.DeepCopy()
-			n.node.ObjectMeta = metav1.ObjectMeta{Name: n.Name, Labels: n.node.Labels, Annotations: n.node.Annotations}
-			n.mu.Unlock()
-			if err := n.register(ctx); err != nil {
-				n.Log.Error("cannot register the node again", "node", n.Name, "err", err)
-			}
-			n.Report()
-		},
+		DeleteFunc: func(any) { again() },
 	})
 	if err != nil {
-		n.Log.Error("cannot watch the node", "node", n.Name, "err", err)
-		return
+		return fmt.Errorf("watch node %s: %w", n.Name, err)
 	}
-	informer.RunWithContext(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { informer.RunWithContext(ctx); return nil })
+	g.Go(func() error {
+		// What was deleted before the first list is not told of as deleted.
+		if cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) && len(informer.GetStore().ListKeys()) == 0 {
+			again()
+		}
+		return nil
+	})
+	return g.Wait()
 }
 
 // see takes the Node as the API has it.

@@ -12,7 +12,10 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"tutti.dev/tutti/internal/image"
 )
@@ -22,6 +25,9 @@ const wait = 20 * time.Second
 type bench struct {
 	*testing.T
 	client *fake.Clientset
+	// watching is closed when the node watches itself: the fake API tells a
+	// watch nothing of what came between it and the list.
+	watching chan struct{}
 
 	mu     sync.Mutex
 	ranges []string
@@ -49,6 +55,14 @@ func (b *bench) start() (*Node, func()) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	watching := make(chan struct{})
+	begin := sync.OnceFunc(func() { close(watching) })
+	b.watching = watching
+	b.client.PrependWatchReactor("nodes", func(a clienttesting.Action) (bool, watch.Interface, error) {
+		w, err := b.client.Tracker().Watch(a.GetResource(), a.GetNamespace())
+		begin()
+		return true, w, err
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()
@@ -86,6 +100,11 @@ func (b *bench) until(what string, f func() bool) {
 
 func (b *bench) give(cidr string) {
 	b.Helper()
+	select {
+	case <-b.watching:
+	case <-time.After(wait):
+		b.Fatal("node does not watch itself")
+	}
 	b.until("node is registered", func() bool { return b.node() != nil })
 	n := b.node()
 	n.Spec.PodCIDR, n.Spec.PodCIDRs = cidr, []string{cidr}
@@ -197,16 +216,46 @@ func TestNodeSaysWhyItIsNotReady(t *testing.T) {
 	b.until("node is ready again", func() bool { s, _ := ready(b.node()); return s == v1.ConditionTrue })
 }
 
+// A node that is deleted comes back as it first came: with its own labels
+// only, since it may not give itself what others gave it.
 func TestNodeComesBackWhenDeleted(t *testing.T) {
 	b := &bench{T: t, client: fake.NewClientset()}
 	n, _ := b.start()
 	b.give("10.42.3.0/24")
 	n.SetRunning()
 	<-n.Ready()
-	if err := b.client.CoreV1().Nodes().Delete(context.Background(), "here", metav1.DeleteOptions{}); err != nil {
+	labelled := b.node()
+	labelled.Labels["node-restriction.kubernetes.io/zone"] = "a"
+	if _, err := b.client.CoreV1().Nodes().Update(t.Context(), labelled, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	b.until("node is registered again", func() bool { return b.node() != nil && b.node().Labels[v1.LabelHostname] == "here.example" })
+	b.until("label is seen", func() bool { return n.Node().Labels["node-restriction.kubernetes.io/zone"] == "a" })
+	if err := b.client.CoreV1().Nodes().Delete(t.Context(), "here", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b.until("node is registered again", func() bool { return b.node() != nil })
+	if labels := b.node().Labels; labels[v1.LabelHostname] != "here.example" || labels["node-restriction.kubernetes.io/zone"] != "" {
+		t.Errorf("labels: %v", labels)
+	}
+}
+
+// Nobody tells of a deletion that came before the first list.
+func TestNodeComesBackWhenDeletedAtOnce(t *testing.T) {
+	b := &bench{T: t, client: fake.NewClientset()}
+	remove := sync.OnceValue(func() error {
+		return b.client.Tracker().Delete(v1.SchemeGroupVersion.WithResource("nodes"), "", "here")
+	})
+	b.client.PrependReactor("list", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return false, nil, remove()
+	})
+	n, _ := b.start()
+	b.give("10.42.3.0/24")
+	n.SetRunning()
+	select {
+	case <-n.Ready():
+	case <-time.After(wait):
+		t.Fatal("does not become ready")
+	}
 }
 
 func TestPressure(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 
@@ -415,10 +416,11 @@ func (d *decider) resize(c *v1.Container, r *Run) {
 		return
 	}
 	var was Applied
+	wanted := Applied{c.Resources, o.Pod.Spec.Resources}
 	if err := json.Unmarshal([]byte(applied), &was); err == nil {
 		for _, p := range c.ResizePolicy {
 			if p.RestartPolicy == v1.RestartContainer && (!was.Requests[p.ResourceName].Equal(c.Resources.Requests[p.ResourceName]) ||
-				!was.Limits[p.ResourceName].Equal(c.Resources.Limits[p.ResourceName])) {
+				!was.limit(p.ResourceName).Equal(wanted.limit(p.ResourceName))) {
 				d.stop(r, c, o.grace(), true, true, "Container %s resize requires restart")
 				return
 			}
@@ -428,17 +430,17 @@ func (d *decider) resize(c *v1.Container, r *Run) {
 		d.wake(f.Retry)
 		return
 	}
-	before, now := memoryLimit(was), memoryLimit(Applied{c.Resources, o.Pod.Spec.Resources})
-	d.step(Step{Do: Resize, Container: c.Name, ID: r.ID, LessMemory: now > 0 && (before == 0 || now < before)})
+	before, now := was.limit(v1.ResourceMemory), wanted.limit(v1.ResourceMemory)
+	d.step(Step{Do: Resize, Container: c.Name, ID: r.ID, LessMemory: !now.IsZero() && (before.IsZero() || now.Cmp(before) < 0)})
 }
 
-// memoryLimit is in bytes, 0 for none. That of the pod stands in for one that
-// the container does not have.
-func memoryLimit(a Applied) int64 {
-	if own := a.Limits.Memory(); !own.IsZero() || a.Pod == nil {
-		return own.Value()
+// limit is 0 for none. That of the pod stands in for one that the container
+// does not have.
+func (a Applied) limit(name v1.ResourceName) resource.Quantity {
+	if own := a.Limits[name]; !own.IsZero() || a.Pod == nil {
+		return own
 	}
-	return a.Pod.Limits.Memory().Value()
+	return a.Pod.Limits[name]
 }
 
 // applied is the ResourceKey that a running container is under.

@@ -275,6 +275,19 @@ func TestDecide(t *testing.T) {
 
 		{"resources of the pod changed", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"pod":{"limits":{"memory":"1Gi"}}}`}}}).
 			with(func(o *Observed) { r := memory("2Gi"); o.Pod.Spec.Resources = &r }), []string{"resize main/0"}, 0},
+		{"resources of the pod changed, the container's limit with it, restart wanted", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"pod":{"limits":{"memory":"1Gi"}}}`}}}).
+			with(func(o *Observed) {
+				r := memory("2Gi")
+				o.Pod.Spec.Resources = &r
+				o.Pod.Spec.Containers[0].ResizePolicy = []v1.ContainerResizePolicy{{ResourceName: v1.ResourceMemory, RestartPolicy: v1.RestartContainer}}
+			}), []string{"begin stop main/0 restart"}, 0},
+		{"resources of the pod changed, not the container's limit", newScene("", "main").add(Run{Status: runtime.Status{ID: id("main", 0), State: runtime.Running, Labels: map[string]string{LabelResources: `{"limits":{"memory":"1Gi"},"pod":{"limits":{"memory":"1Gi"}}}`}}}).
+			with(func(o *Observed) {
+				r := memory("2Gi")
+				o.Pod.Spec.Resources = &r
+				o.Pod.Spec.Containers[0].Resources = memory("1Gi")
+				o.Pod.Spec.Containers[0].ResizePolicy = []v1.ContainerResizePolicy{{ResourceName: v1.ResourceMemory, RestartPolicy: v1.RestartContainer}}
+			}), []string{"resize main/0"}, 0},
 
 		{"restart of all stops the others at once", newScene("i s~", "a b").exited("i", 0, 0, time.Hour).running("s", 0).exited("a", 0, 42, 0).running("b", 0).with(allOn42),
 			[]string{"begin stop s/0", "begin stop b/0"}, 0},

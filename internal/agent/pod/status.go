@@ -8,6 +8,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	resourcehelper "k8s.io/component-helpers/resource"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	kubestatus "k8s.io/kubernetes/pkg/kubelet/status"
 	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
@@ -54,9 +55,7 @@ func (d *decider) status() v1.PodStatus {
 		s.EphemeralContainerStatuses = d.statuses(ephemeral(pod), waiting, false)
 	}
 	s.Resources = d.resources()
-	if s.Resources != nil {
-		s.AllocatedResources = s.Resources.DeepCopy().Requests
-	}
+	s.AllocatedResources = allocated(pod, &s)
 	d.phase(&s)
 	d.conditions(&s)
 	normalize(pod, &s)
@@ -75,6 +74,28 @@ func (d *decider) resources() *v1.ResourceRequirements {
 		}
 	}
 	return o.Pod.Spec.Resources.DeepCopy()
+}
+
+// allocated is what the pod as a whole is given: what it names for itself,
+// and of the rest what its containers are given together.
+func allocated(p *v1.Pod, s *v1.PodStatus) v1.ResourceList {
+	given := func(containers []v1.Container, statuses []v1.ContainerStatus) []v1.Container {
+		containers = slices.Clone(containers)
+		for i := range containers {
+			if status, ok := podutil.GetContainerStatus(statuses, containers[i].Name); ok && status.AllocatedResources != nil {
+				containers[i].Resources.Requests = status.AllocatedResources
+			}
+		}
+		return containers
+	}
+	requests := resourcehelper.PodRequests(&v1.Pod{Spec: v1.PodSpec{
+		Containers: given(p.Spec.Containers, s.ContainerStatuses), InitContainers: given(p.Spec.InitContainers, s.InitContainerStatuses),
+		Overhead: p.Spec.Overhead, Resources: s.Resources,
+	}}, resourcehelper.PodResourcesOptions{})
+	if len(requests) == 0 {
+		return nil
+	}
+	return requests
 }
 
 func (d *decider) addresses(s *v1.PodStatus) {

@@ -189,6 +189,16 @@ func TestPodResourcesInStatus(t *testing.T) {
 	if got := Decide(s.Observed).Status; got.Resources.Requests.Memory().String() != "2Gi" {
 		t.Errorf("applied, and the status is %+v", got.Resources)
 	}
+
+	// A pod that names nothing for itself is given what its containers are.
+	s = newScene("", "main side").with(func(o *Observed) {
+		for i := range o.Pod.Spec.Containers {
+			o.Pod.Spec.Containers[i].Resources = was
+		}
+	})
+	if got := Decide(s.Observed).Status; got.Resources != nil || got.AllocatedResources.Memory().String() != "2Gi" {
+		t.Errorf("of two containers of 1Gi, the status is %+v", got)
+	}
 }
 
 func TestStatusKeepsWhatOthersOwn(t *testing.T) {

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/metrics"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+	kubeletmetrics "k8s.io/kubernetes/pkg/kubelet/metrics"
 	"k8s.io/kubernetes/pkg/kubelet/metrics/collectors"
 	k8svolume "k8s.io/kubernetes/pkg/volume"
 
@@ -131,6 +132,7 @@ func (s *Server) routes() http.Handler {
 		if path == "/metrics" {
 			registry.RawMustRegister(process()...)
 			registry.CustomMustRegister(collectors.NewVolumeStatsCollector(claims{Usage: &s.Usage}))
+			registry.MustRegister(kubeletmetrics.StartedUserNamespacedPodsTotal, kubeletmetrics.StartedUserNamespacedPodsErrorsTotal)
 		}
 		mux.Handle("GET "+path, metrics.HandlerFor(registry, metrics.HandlerOpts{ErrorHandling: metrics.ContinueOnError}))
 	}

@@ -153,7 +153,7 @@ func (p *picture) headline() {
 	switch {
 	case p.Silent != nil:
 		mark, text = marks[0], piece{fmt.Sprintf("the API has not answered for %s; this is what was seen before", duration.HumanDuration(p.now.Sub(*p.Silent))), red}
-	case len(p.Nodes) == 0:
+	case p.Nodes != nil && len(p.Nodes) == 0:
 		mark, text = marks[1], piece{"no node has joined yet", yellow}
 	case down > 0 || len(bad) > 0:
 		var what []string
@@ -167,7 +167,10 @@ func (p *picture) headline() {
 	case len(coming) > 0:
 		mark, text = marks[1], piece{"on its way: " + some(coming), yellow}
 	default:
-		text = piece{fmt.Sprintf("all well: %s on %s", count(len(p.Apps), "application"), count(len(p.Nodes), "node")), plain}
+		text = piece{"all well: " + count(len(p.Apps), "application"), plain}
+		if p.Nodes != nil {
+			text.text += " on " + count(len(p.Nodes), "node")
+		}
 	}
 	text.text = clean(text.text)
 	if p.Hint != "" && p.Width > 0 {

@@ -515,12 +515,7 @@ func Purge(ctx context.Context, dir, cgroupRoot string) error {
 	}
 	errs := []error{keeper.Shutdown(ctx, filepath.Join(dir, "keeper"))}
 	if strings.Trim(cgroupRoot, "/") != "" {
-		errs = append(errs, cgroup.Remove(cgroupRoot))
-		if err := mount.UnmountBelow(openRoots(cgroupRoot)); err != nil {
-			errs = append(errs, err)
-		} else {
-			errs = append(errs, os.RemoveAll(openRoots(cgroupRoot)))
-		}
+		errs = append(errs, cgroup.Remove(cgroupRoot), RemoveRoots(cgroupRoot))
 	}
 	pods, err := os.ReadDir(filepath.Join(dir, "pods"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

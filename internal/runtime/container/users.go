@@ -20,6 +20,18 @@ import (
 // other users than root, they can reach nothing in the data directory.
 func openRoots(cgroupRoot string) string { return filepath.Join("/run", cgroupRoot) }
 
+// RemoveRoots takes away what is mounted there, of containers that do not run
+// any more. Nothing to do is no error.
+func RemoveRoots(cgroupRoot string) error {
+	if strings.Trim(cgroupRoot, "/") == "" {
+		return nil
+	}
+	if err := mount.UnmountBelow(openRoots(cgroupRoot)); err != nil {
+		return err
+	}
+	return os.RemoveAll(openRoots(cgroupRoot))
+}
+
 // mappedDir is where, in an attempt's directory, layers are mounted meanwhile.
 const mappedDir = "layers"
 

@@ -39,6 +39,7 @@ type Machine struct {
 	Repo string
 
 	temp    string
+	rootfs  []string // where its root is mounted, and of which layers; nil is the host's
 	claim   *os.File
 	inside  *holder
 	outside *holder
@@ -73,38 +74,72 @@ func New(layers ...string) (m *Machine, err error) {
 	if m.claim, err = claim(temp); err != nil {
 		return nil, err
 	}
-	var root []string
 	if len(layers) > 0 {
-		root = append([]string{filepath.Join(temp, "root")}, layers...)
+		m.rootfs = append([]string{filepath.Join(temp, "root")}, layers...)
 	}
-	// What programs share in memory goes with the machine, too.
-	if m.inside, err = newHolder(unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWIPC, root...); err != nil {
-		return nil, err
-	}
-	if m.outside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC); err != nil {
+	if m.outside, err = newHolder(namespaces); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	if err := run(exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.outside.pid()), "--net", "ip", "link", "set", "lo", "up")); err != nil {
+		return nil, err
+	}
+	return m, m.boot(ctx)
+}
+
+// namespaces are a machine's own: what programs share in memory goes with it,
+// too.
+const namespaces = unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC
+
+// boot makes the machine's own world and links it to the one outside.
+func (m *Machine) boot(ctx context.Context) (err error) {
+	if m.inside, err = newHolder(namespaces, m.rootfs...); err != nil {
+		return err
+	}
 	// Without link-local addresses of IPv6: the kernel takes seconds to
 	// decide on them, and states are compared.
 	link := fmt.Sprintf("ip link set lo up && ip link add eth0 type veth peer name world netns %d && ip link set eth0 addrgenmode none && "+
 		"ip addr add %s/24 dev eth0 && ip link set eth0 up", m.outside.pid(), IP)
 	// The process id of the other holder means nothing inside: make the link
 	// from the host's processes, in the machine's network.
-	steps := []*exec.Cmd{
+	for _, step := range []*exec.Cmd{
 		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.inside.pid()), "--net", "sh", "-c", link),
 		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.outside.pid()), "--net", "sh", "-c",
-			"ip link set lo up && ip link set world addrgenmode none && ip addr add "+OutsideIP+"/24 dev world && ip link set world up"),
+			"ip link set world addrgenmode none && ip addr add "+OutsideIP+"/24 dev world && ip link set world up"),
 		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.inside.pid()), "--net", "ip", "route", "add", "default", "via", OutsideIP),
-	}
-	for _, c := range steps {
-		if out, err := c.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("link the machine: %s: %w", bytes.TrimSpace(out), err)
+	} {
+		if err := run(step); err != nil {
+			return err
 		}
 	}
 	m.inherited, err = m.mounts()
-	return m, err
+	return err
+}
+
+func run(step *exec.Cmd) error {
+	if out, err := step.CombinedOutput(); err != nil {
+		return fmt.Errorf("link the machine: %s: %w", bytes.TrimSpace(out), err)
+	}
+	return nil
+}
+
+// Reboot ends the machine as a power failure would, and boots it: processes,
+// links, rules, mounts and control groups are gone, files are not, but those
+// in /run. What was not synced is not lost.
+func (m *Machine) Reboot() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	// The kernel would take its time to remove the end outside.
+	if err := run(exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.outside.pid()), "--net", "ip", "link", "del", "world")); err != nil {
+		return err
+	}
+	err := m.inside.close()
+	m.inside = nil // Close knows
+	if err = errors.Join(err, m.removeCgroups(), os.RemoveAll(filepath.Join("/run", m.root()))); err != nil {
+		return fmt.Errorf("end the machine: %w", err)
+	}
+	return m.boot(ctx)
 }
 
 // repository finds the directory of go.mod above the working directory.
