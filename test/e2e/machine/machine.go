@@ -24,11 +24,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The addresses of every machine and of the world outside it, joined by one
-// link.
+// The addresses of every machine, of the world outside it, joined by one link,
+// and of a neighbor where there is one.
 const (
-	IP        = "192.0.2.10"
-	OutsideIP = "192.0.2.1"
+	IP         = "192.0.2.10"
+	OutsideIP  = "192.0.2.1"
+	NeighborIP = "192.0.2.20"
 )
 
 // Machine is one throwaway machine.
@@ -45,10 +46,50 @@ type Machine struct {
 	// inherited are the host's mounts: copies, which go when the host's
 	// directories do.
 	inherited []string
+	guest     bool // of another's world outside
 }
 
 // New makes a machine on which nothing runs yet.
-func New() (m *Machine, err error) {
+func New() (*Machine, error) { return newMachine(IP, nil) }
+
+// Neighbor makes a machine in the same world as m, at NeighborIP. It goes
+// before m does.
+func (m *Machine) Neighbor() (*Machine, error) {
+	if err := m.network(); err != nil {
+		return nil, err
+	}
+	return newMachine(NeighborIP, m.outside)
+}
+
+// lan joins the machines of one world.
+const lan = "lan"
+
+// network makes a network of the world's end of the link, that others can be
+// on. It is done once.
+func (m *Machine) network() error {
+	r := m.RunOutside(10*time.Second, "sh", "-c", "ip link show "+lan+" >/dev/null 2>&1 || { ip link add "+lan+" type bridge && ip link set "+lan+" addrgenmode none up && "+
+		"ip addr flush dev world && ip link set world master "+lan+" && ip addr add "+OutsideIP+"/24 dev "+lan+"; }")
+	if r.Err != nil {
+		return fmt.Errorf("join the machines: %s", r)
+	}
+	return nil
+}
+
+// Tap makes a link in the world outside for a virtual machine at NeighborIP,
+// whose program is run there too.
+func (m *Machine) Tap(name string) error {
+	if err := m.network(); err != nil {
+		return err
+	}
+	if r := m.RunOutside(10*time.Second, "sh", "-c", fmt.Sprintf("ip tuntap add dev %s mode tap && ip link set %[1]s addrgenmode none master "+lan+" up", name)); r.Err != nil {
+		return fmt.Errorf("make a link for a virtual machine: %s", r)
+	}
+	return nil
+}
+
+// newMachine makes a machine at an address of a world of its own, or of that
+// of a neighbor.
+func newMachine(ip string, world *holder) (m *Machine, err error) {
 	repo, err := root()
 	if err != nil {
 		return nil, err
@@ -74,21 +115,24 @@ func New() (m *Machine, err error) {
 	if m.inside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
 		return nil, err
 	}
-	if m.outside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
+	m.outside, m.guest = world, world != nil
+	near, join := "world", "ip link set lo up && ip link set world addrgenmode none && ip addr add "+OutsideIP+"/24 dev world && ip link set world up"
+	if m.guest {
+		near, join = "neighbor", "ip link set neighbor addrgenmode none master "+lan+" up"
+	} else if m.outside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	// Without link-local addresses of IPv6: the kernel takes seconds to
 	// decide on them, and states are compared.
-	link := fmt.Sprintf("ip link set lo up && ip link add eth0 type veth peer name world netns %d && ip link set eth0 addrgenmode none && "+
-		"ip addr add %s/24 dev eth0 && ip link set eth0 up", m.outside.pid(), IP)
+	link := fmt.Sprintf("ip link set lo up && ip link add eth0 type veth peer name %s netns %d && ip link set eth0 addrgenmode none && "+
+		"ip addr add %s/24 dev eth0 && ip link set eth0 up", near, m.outside.pid(), ip)
 	// The process id of the other holder means nothing inside: make the link
 	// from the host's processes, in the machine's network.
 	steps := []*exec.Cmd{
 		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.inside.pid()), "--net", "sh", "-c", link),
-		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.outside.pid()), "--net", "sh", "-c",
-			"ip link set lo up && ip link set world addrgenmode none && ip addr add "+OutsideIP+"/24 dev world && ip link set world up"),
+		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.outside.pid()), "--net", "sh", "-c", join),
 		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.inside.pid()), "--net", "ip", "route", "add", "default", "via", OutsideIP),
 	}
 	for _, c := range steps {
@@ -241,7 +285,7 @@ func (m *Machine) Purge() error {
 func (m *Machine) Close() error {
 	var errs []error
 	for _, h := range []*holder{m.inside, m.outside} {
-		if h != nil {
+		if h != nil && (h != m.outside || !m.guest) {
 			errs = append(errs, h.close())
 		}
 	}
