@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -101,10 +103,6 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 		actors: map[string]*actor{}, ended: map[string]bool{}, found: map[string]*leftover{},
 		static: map[types.UID]bool{}, mirrors: map[string]*v1.Pod{},
 	}
-	handlers := make([]string, 0, len(c.Runtimes))
-	for name := range c.Runtimes {
-		handlers = append(handlers, name)
-	}
 	if a.Volumes == nil {
 		a.plugins = volumeplugin.New(volumeplugin.Config{
 			DataDir: c.DataDir, NodeName: c.NodeName, Client: client, Pods: a.pods,
@@ -113,7 +111,7 @@ func newAgent(c Config, client kubernetes.Interface) (*Agent, error) {
 	}
 	a.node, err = node.New(node.Config{
 		Name: c.NodeName, Hostname: c.Hostname, IP: c.NodeIP, Client: client, Version: c.Version,
-		MaxPods: c.MaxPods, Port: c.Port, DataDir: c.DataDir, Handlers: handlers, Images: c.Images.List,
+		MaxPods: c.MaxPods, Port: c.Port, DataDir: c.DataDir, Handlers: slices.Collect(maps.Keys(c.Runtimes)), Images: c.Images.List,
 		UserNamespaces: func(handler string) bool { return canMapIDs(a.Runtimes[handler]) == nil },
 		SetRange:       c.Network.SetRange, Pressure: a.short, InUse: a.inUse, Told: a.toldInUse, Log: c.Log,
 	})
@@ -296,7 +294,10 @@ func (a *Agent) setPod(p *v1.Pod) {
 func (a *Agent) begin(p *v1.Pod, gone bool) {
 	uid := string(p.UID)
 	var runs []pod.Run
-	rt, _ := a.runtimeOf(p)
+	var rt runtime.Runtime
+	if !gone { // then nobody says of which class it was
+		rt, _ = a.runtimeOf(p)
+	}
 	if left := a.found[uid]; left != nil {
 		rt = left.rt
 		for _, s := range left.runs {
@@ -513,6 +514,13 @@ func (a *Agent) setRuns(rt runtime.Runtime, known map[runtime.ID]bool, list []ru
 	}
 }
 
+// handlers are the names that a RuntimeClass can have for a runtime of this
+// machine.
+func (a *Agent) handlers() []string {
+	names := slices.Sorted(maps.Keys(a.Runtimes))
+	return slices.DeleteFunc(names, func(name string) bool { return name == "" })
+}
+
 // runtimeOf is the runtime that a pod's class names, or why there is none.
 func (a *Agent) runtimeOf(p *v1.Pod) (runtime.Runtime, string) {
 	if p.Spec.RuntimeClassName == nil || *p.Spec.RuntimeClassName == "" {
@@ -524,7 +532,7 @@ func (a *Agent) runtimeOf(p *v1.Pod) (runtime.Runtime, string) {
 	}
 	rt := a.Runtimes[class.Handler]
 	if rt == nil {
-		return nil, fmt.Sprintf("failed to get sandbox runtime: this machine has no runtime %q; use the RuntimeClass container, or none", class.Handler)
+		return nil, fmt.Sprintf("failed to get sandbox runtime: this machine has no runtime %q; use a RuntimeClass of one that it has (%s), or none", class.Handler, strings.Join(a.handlers(), ", "))
 	}
 	return rt, ""
 }

@@ -781,8 +781,8 @@ func TestWarnings(t *testing.T) {
 	if err := classes.Add(&nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: class}, Handler: class}); err != nil {
 		t.Fatal(err)
 	}
-	a := &Agent{classes: nodelisters.NewRuntimeClassLister(classes)}
-	if _, why := a.runtimeOf(&v1.Pod{Spec: v1.PodSpec{RuntimeClassName: &class}}); why != `failed to get sandbox runtime: this machine has no runtime "kata"; use the RuntimeClass container, or none` {
+	a := &Agent{Config: Config{Runtimes: map[string]runtime.Runtime{"": nil, "runc": nil, "container": nil}}, classes: nodelisters.NewRuntimeClassLister(classes)}
+	if _, why := a.runtimeOf(&v1.Pod{Spec: v1.PodSpec{RuntimeClassName: &class}}); why != `failed to get sandbox runtime: this machine has no runtime "kata"; use a RuntimeClass of one that it has (container, runc), or none` {
 		t.Errorf("got %q", why)
 	}
 }

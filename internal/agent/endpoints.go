@@ -29,7 +29,7 @@ func (a *Agent) serve(ctx context.Context) error {
 		return fmt.Errorf("read the authority of the kubelet endpoints' clients: %w", err)
 	}
 	s, err := serve.New(serve.Config{
-		NodeName: a.NodeName, Pods: a, Runtime: a.Runtimes[""], Dir: a.DataDir, ClientCA: ca, Client: a.client, Log: a.log, Flows: a.Network.Flows,
+		NodeName: a.NodeName, Pods: a, Runtime: workloads{a}, Dir: a.DataDir, ClientCA: ca, Client: a.client, Log: a.log, Flows: a.Network.Flows,
 		Certificate: func() (*tls.Certificate, error) {
 			c, err := tls.LoadX509KeyPair(a.CertFile, a.KeyFile)
 			return &c, err
@@ -113,6 +113,46 @@ func (a *Agent) NetNS(uid types.UID) (string, error) {
 		return "", fmt.Errorf("pod %s is not attached to the pod network", uid)
 	}
 	return x.netns, nil
+}
+
+// workloads has each pod's own runtime do what is asked.
+type workloads struct{ a *Agent }
+
+func (w workloads) of(id runtime.ID) (runtime.Runtime, error) {
+	w.a.mu.Lock()
+	x := w.a.actors[id.Pod]
+	w.a.mu.Unlock()
+	if x == nil {
+		return nil, fmt.Errorf("pod %s: %w", id.Pod, runtime.ErrNotFound)
+	}
+	return x.runtime()
+}
+
+// Exec implements serve.Workloads.
+func (w workloads) Exec(ctx context.Context, id runtime.ID, e runtime.Exec) (int, error) {
+	rt, err := w.of(id)
+	if err != nil {
+		return 0, err
+	}
+	return rt.Exec(ctx, id, e)
+}
+
+// Attach implements serve.Workloads.
+func (w workloads) Attach(ctx context.Context, id runtime.ID, s runtime.Streams) error {
+	rt, err := w.of(id)
+	if err != nil {
+		return err
+	}
+	return rt.Attach(ctx, id, s)
+}
+
+// Stats implements serve.Workloads.
+func (w workloads) Stats(ctx context.Context, id runtime.ID) (runtime.Stats, error) {
+	rt, err := w.of(id)
+	if err != nil {
+		return runtime.Stats{}, err
+	}
+	return rt.Stats(ctx, id)
 }
 
 // all are the actors there are now.

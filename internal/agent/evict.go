@@ -26,7 +26,7 @@ const evictPatience = 10 * time.Second
 func (a *Agent) watchPressure() {
 	m := pressure.New(pressure.Config{
 		NodeName: a.NodeName, Thresholds: a.thresholds, Images: a.Images, Recorder: a.recorder, Log: a.log, Pods: evictor{a},
-		Usage: &serve.Usage{NodeName: a.NodeName, Pods: a, Runtime: a.Runtimes[""], Dir: a.DataDir},
+		Usage: &serve.Usage{NodeName: a.NodeName, Pods: a, Runtime: workloads{a}, Dir: a.DataDir},
 	})
 	a.mu.Lock()
 	a.pressure = m

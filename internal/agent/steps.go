@@ -164,6 +164,17 @@ func (x *actor) runtime() (runtime.Runtime, error) {
 	return x.rt, nil
 }
 
+// runtimes are those that may have something of the pod: its own or, when it is
+// not known which that is, all.
+func (x *actor) runtimes() map[runtime.Runtime]bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.rt == nil {
+		return x.a.distinct()
+	}
+	return map[runtime.Runtime]bool{x.rt: true}
+}
+
 // start runs one attempt of a container and then its postStart hook.
 func (x *actor) start(ctx context.Context, s pod.Step) {
 	p := x.desired()
@@ -296,18 +307,8 @@ func (x *actor) program(ctx context.Context, p *v1.Pod, c *v1.Container, img ima
 
 // exec runs a program in one of the pod's containers, for probes and hooks.
 func (a *Agent) exec(ctx context.Context, id runtime.ID, argv []string) (int, []byte, error) {
-	a.mu.Lock()
-	x := a.actors[id.Pod]
-	a.mu.Unlock()
-	if x == nil {
-		return 0, nil, fmt.Errorf("exec in %s: %w", id, runtime.ErrNotFound)
-	}
-	rt, err := x.runtime()
-	if err != nil {
-		return 0, nil, err
-	}
 	out := &output{}
-	code, err := rt.Exec(ctx, id, runtime.Exec{Args: argv, Streams: runtime.Streams{Stdout: out, Stderr: out}})
+	code, err := workloads{a}.Exec(ctx, id, runtime.Exec{Args: argv, Streams: runtime.Streams{Stdout: out, Stderr: out}})
 	return code, out.bytes(), err
 }
 
@@ -525,7 +526,7 @@ func (x *actor) close(ctx context.Context) error {
 	if err := x.cancelOthers(ctx, key(pod.Close, runtime.ID{})); err != nil {
 		return err
 	}
-	if rt, err := x.runtime(); err == nil {
+	for rt := range x.runtimes() {
 		if err := rt.Close(ctx, x.uid); err != nil {
 			return fmt.Errorf("close: %w", err)
 		}

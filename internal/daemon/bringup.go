@@ -25,8 +25,6 @@ import (
 	"tutti.dev/tutti/internal/keeper/embedded"
 	"tutti.dev/tutti/internal/network"
 	"tutti.dev/tutti/internal/proxy"
-	"tutti.dev/tutti/internal/runtime"
-	"tutti.dev/tutti/internal/runtime/container"
 	"tutti.dev/tutti/internal/systemd"
 )
 
@@ -180,9 +178,7 @@ func (s *server) startControlPlane(ctx context.Context) error {
 }
 
 func (s *server) startAgent(ctx context.Context) error {
-	containers, err := container.New(container.Config{
-		Dir: string(s.dir), CgroupRoot: cgroupRoot(s.dir), Keeper: s.rooms.keeper, Log: s.log.With("room", "container"),
-	})
+	runtimes, err := s.runtimes()
 	if err != nil {
 		return err
 	}
@@ -194,7 +190,7 @@ func (s *server) startAgent(ctx context.Context) error {
 		NodeName: s.settings.NodeName, NodeIP: s.nodeIP, DataDir: string(s.dir),
 		ClusterDomain: clusterDomain, ClusterDNS: serviceDNS(s.service),
 		Client:   s.rooms.api.node,
-		Runtimes: map[string]runtime.Runtime{"": containers, "container": containers},
+		Runtimes: runtimes,
 		Images:   s.rooms.images, RegistryAuth: s.rooms.registryAuth, Network: s.rooms.network, Version: api.Version,
 		Port: agentPort, CertFile: certificates.CertFile, KeyFile: certificates.KeyFile, ClientCAFile: certificates.ClientCAFile,
 		EvictionHard: s.settings.EvictionHard, UnsafeSysctls: unsafeSysctls(s.settings),

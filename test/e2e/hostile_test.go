@@ -148,24 +148,7 @@ func TestHostilePods(t *testing.T) {
 
 	n.kubectl("delete", "namespace", "hostile", "--timeout=120s")
 	n.undisturbed(ns, container)
-	n.until("nothing left", func() (bool, string) {
-		after, err := n.State()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var left []string
-		count := map[string]int{}
-		for _, l := range before {
-			count[l]++
-		}
-		for _, l := range after {
-			// The group of all pods of a class stays.
-			if count[l]--; count[l] < 0 && !strings.HasPrefix(l, "nft ") && !strings.HasSuffix(l, "/besteffort") {
-				left = append(left, l)
-			}
-		}
-		return len(left) == 0, strings.Join(left[:min(len(left), 20)], "\n")
-	})
+	n.leavesNothing(before)
 	if dirs, _ := filepath.Glob(filepath.Join(n.Dir, "logs", "hostile_*")); len(dirs) > 0 {
 		t.Errorf("logs are left: %v", dirs)
 	}

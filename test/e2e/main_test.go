@@ -181,6 +181,29 @@ func (n node) until(what string, f func() (done bool, state string)) {
 	}
 }
 
+// leavesNothing waits until the machine has nothing that it had not before.
+func (n node) leavesNothing(before []string) {
+	n.t.Helper()
+	n.until("nothing left", func() (bool, string) {
+		after, err := n.State()
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		var left []string
+		count := map[string]int{}
+		for _, l := range before {
+			count[l]++
+		}
+		for _, l := range after {
+			// The group of all pods of a class stays.
+			if count[l]--; count[l] < 0 && !strings.HasPrefix(l, "nft ") && !strings.HasSuffix(l, "/besteffort") && !strings.HasSuffix(l, "/burstable") {
+				left = append(left, l)
+			}
+		}
+		return len(left) == 0, strings.Join(left[:min(len(left), 20)], "\n")
+	})
+}
+
 // importBusybox makes the image busybox:1.
 func importBusybox(m *machine.Machine) error { return importImage(m, "busybox:1") }
 

@@ -43,11 +43,19 @@ type Pods interface {
 	NetNS(pod types.UID) (string, error)
 }
 
+// Workloads is what the endpoints do with a pod's containers, as
+// runtime.Runtime has it, whichever of the node's runtimes they are of.
+type Workloads interface {
+	Exec(ctx context.Context, id runtime.ID, e runtime.Exec) (code int, err error)
+	Attach(ctx context.Context, id runtime.ID, s runtime.Streams) error
+	Stats(ctx context.Context, id runtime.ID) (runtime.Stats, error)
+}
+
 // Config is what a Server works with.
 type Config struct {
 	NodeName string
 	Pods     Pods
-	Runtime  runtime.Runtime
+	Runtime  Workloads
 	// Flows are who talks to whom on this node, read anew at each call.
 	Flows func() ([]api.Flow, error)
 	Dir   string // data directory; logs are below Dir/logs

@@ -42,7 +42,7 @@ func (s *Server) summary(w http.ResponseWriter, r *http.Request) {
 type Usage struct {
 	NodeName string
 	Pods     Pods
-	Runtime  runtime.Runtime
+	Runtime  Workloads
 	Dir      string // data directory
 }
 

@@ -46,7 +46,7 @@ func (s *Server) remoteCommand(w http.ResponseWriter, r *http.Request, serve fun
 // session runs what the streaming library asks for in one container. The
 // library's names for it are not used.
 type session struct {
-	runtime runtime.Runtime
+	runtime Workloads
 	id      runtime.ID
 	options *remotecommand.Options
 }

@@ -215,11 +215,14 @@ func (x *StartRequest) GetEnvelope() *Envelope {
 type Envelope struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// File that gets stdout and stderr in the CRI log format.
-	Log           string            `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
-	Tty           bool              `protobuf:"varint,2,opt,name=tty,proto3" json:"tty,omitempty"`
-	Stdin         bool              `protobuf:"varint,3,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	StdinOnce     bool              `protobuf:"varint,4,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
-	Labels        map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Log       string            `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
+	Tty       bool              `protobuf:"varint,2,opt,name=tty,proto3" json:"tty,omitempty"`
+	Stdin     bool              `protobuf:"varint,3,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	StdinOnce bool              `protobuf:"varint,4,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
+	Labels    map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Path of the OCI runtime, a program with runc's command line, that makes
+	// this workload's container; empty: the keeper does so itself.
+	Program       string `protobuf:"bytes,6,opt,name=program,proto3" json:"program,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -287,6 +290,13 @@ func (x *Envelope) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *Envelope) GetProgram() string {
+	if x != nil {
+		return x.Program
+	}
+	return ""
 }
 
 type Workload struct {
@@ -1249,14 +1259,15 @@ const file_keeper_proto_rawDesc = "" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x125\n" +
-	"\benvelope\x18\x03 \x01(\v2\x19.tutti.keeper.v1.EnvelopeR\benvelope\"\xdd\x01\n" +
+	"\benvelope\x18\x03 \x01(\v2\x19.tutti.keeper.v1.EnvelopeR\benvelope\"\xf7\x01\n" +
 	"\bEnvelope\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12\x10\n" +
 	"\x03tty\x18\x02 \x01(\bR\x03tty\x12\x14\n" +
 	"\x05stdin\x18\x03 \x01(\bR\x05stdin\x12\x1d\n" +
 	"\n" +
 	"stdin_once\x18\x04 \x01(\bR\tstdinOnce\x12=\n" +
-	"\x06labels\x18\x05 \x03(\v2%.tutti.keeper.v1.Envelope.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x05 \x03(\v2%.tutti.keeper.v1.Envelope.LabelsEntryR\x06labels\x12\x18\n" +
+	"\aprogram\x18\x06 \x01(\tR\aprogram\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe6\x02\n" +

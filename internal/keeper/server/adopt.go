@@ -3,13 +3,10 @@
 package server
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -55,8 +52,8 @@ func (s *Server) resume(w *workload, inherited handover) {
 		close(w.cleared)
 		return
 	}
-	if w.rec.Phase == creating {
-		if !s.executed(w) {
+	if w.rec.Phase != running {
+		if !s.engineOf(w.rec.Envelope).started(w) {
 			log.Warn("start was interrupted, nothing had run")
 			s.forget(w, w.rec.ID)
 			return
@@ -72,8 +69,12 @@ func (s *Server) resume(w *workload, inherited handover) {
 		if master := inherited.file(terminalName(w.rec.ID)); master != nil {
 			w.useTerminal(master)
 		}
-	} else if err := w.openFIFOs(); err != nil && !errors.Is(err, os.ErrNotExist) {
-		log.Error("output cannot be read", "err", err)
+	} else {
+		read, err := w.openFIFOs()
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			log.Error("output cannot be read", "err", err)
+		}
+		w.pump(read)
 	}
 	if w.rec.Boot == bootID() {
 		w.pidfd, err = process.Open(w.rec.PID, w.rec.StartTicks)
@@ -93,26 +94,6 @@ func (s *Server) resume(w *workload, inherited handover) {
 	s.children.keep(w.rec.PID)
 	log.Info("workload taken over", "pid", w.rec.PID)
 	go s.attend(w)
-}
-
-// executed tells whether a start that the last keeper did not finish got as
-// far as the workload's own program, and if so fills in its process.
-func (s *Server) executed(w *workload) bool {
-	var state struct {
-		Pid   int    `json:"init_process_pid"`
-		Start uint64 `json:"init_process_start"`
-	}
-	data, err := os.ReadFile(filepath.Join(s.runcDir(), w.rec.ID, "state.json"))
-	if err != nil || json.Unmarshal(data, &state) != nil || w.rec.Boot != bootID() {
-		return false
-	}
-	w.rec.PID, w.rec.StartTicks = state.Pid, state.Start
-	if _, err := os.Stat(filepath.Join(s.runcDir(), w.rec.ID, "exec.fifo")); err != nil {
-		return true
-	}
-	// The program is executed before the FIFO is removed.
-	name, err := os.ReadFile("/proc/" + strconv.Itoa(state.Pid) + "/comm")
-	return err == nil && !bytes.HasPrefix(name, []byte("runc:["))
 }
 
 // handover is what a keeper that replaced its own program left to it: open

@@ -10,7 +10,7 @@ import (
 )
 
 // children decides who reaps which child. The first process of a workload or
-// exec is reaped by whoever watches it, and while libcontainer starts one it
+// exec is reaped by whoever watches it, and while an engine is at work it
 // reaps helpers of its own. The rest are orphans that the kernel gave to the
 // keeper, a subreaper.
 type children struct {
@@ -29,7 +29,7 @@ type childInfo struct {
 	}
 }
 
-// begin must be called before libcontainer forks.
+// begin must be called before an engine forks.
 func (c *children) begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -44,7 +44,7 @@ func (c *children) keep(pid int) {
 	c.own[pid] = struct{}{}
 }
 
-// end says that libcontainer is done and which process, if any, it left.
+// end says that the engine is done and which process, if any, it left.
 func (c *children) end(pid int) {
 	c.mu.Lock()
 	c.starting--

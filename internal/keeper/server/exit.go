@@ -91,7 +91,9 @@ func (s *Server) clear(w *workload) error {
 	} else if groups != nil {
 		errs = append(errs, groups.Destroy())
 	}
-	errs = append(errs, os.RemoveAll(filepath.Join(s.runcDir(), w.rec.ID)))
+	s.children.begin()
+	errs = append(errs, s.engineOf(w.rec.Envelope).remove(w))
+	s.children.end(0)
 	for _, name := range []string{stdinFIFO, stdoutFIFO, stderrFIFO, processFile} {
 		if err := os.Remove(filepath.Join(w.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)

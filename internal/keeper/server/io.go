@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -143,39 +142,10 @@ func (s *Server) exec(w *workload, c *client) (int32, error) {
 	if c.req.Width > 0 && c.req.Height > 0 {
 		p.ConsoleSize = &specs.Box{Width: uint(c.req.Width), Height: uint(c.req.Height)}
 	}
-	proc, err := newProcess(p)
-	if err != nil {
-		return 0, err
-	}
-	container, err := libcontainer.Load(s.runcDir(), w.rec.ID)
-	if err != nil {
-		return 0, fmt.Errorf("load container: %w", err)
-	}
-	config := container.Config()
-	root := rootOf(&config)
-	for _, f := range []*os.File{c.stdin, c.stdout, c.stderr} {
-		if f == nil {
-			continue
-		}
-		if err := root.own(f); err != nil {
-			return 0, err
-		}
-	}
-	proc.ConsoleSocket = c.console
-	if c.stdin != nil {
-		proc.Stdin = c.stdin
-	}
-	if c.stdout != nil {
-		proc.Stdout = c.stdout
-	}
-	if c.stderr != nil {
-		proc.Stderr = c.stderr
-	}
 	s.children.begin()
-	err = container.Run(proc)
-	pid := 0
-	if err == nil {
-		pid, err = proc.Pid()
+	pid, err := s.engineOf(w.rec.Envelope).exec(w, &proc{Process: p, stdin: c.stdin, stdout: c.stdout, stderr: c.stderr, console: c.console})
+	if err != nil {
+		pid = 0
 	}
 	s.children.end(pid)
 	c.close() // the program has its own; its end must be the last

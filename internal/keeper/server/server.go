@@ -9,7 +9,8 @@
 //	keeper.sock                the calls of protocol.Keeper, by ttrpc
 //	keeper-io.sock             exec and attach, with the client's descriptors
 //	runc/<id>/                 libcontainer's own state
-//	workloads/<id>/            the record of each workload and its FIFOs
+//	workloads/<id>/            the record of each workload, its FIFOs, and what
+//	                           another OCI runtime keeps of it
 package server
 
 import (
@@ -169,27 +170,32 @@ func takeLock(ctx context.Context, path string) (*os.File, error) {
 	return f, nil
 }
 
-// listen binds a socket in the keeper's directory by way of a descriptor of
-// that directory, since a socket's path may have 107 bytes at most.
+// listen binds a socket in the keeper's directory, unless it was inherited.
 func (s *Server) listen(inherited handover, name, network string) (net.Listener, error) {
 	if f := inherited.file(name); f != nil {
 		defer f.Close()
 		return net.FileListener(f)
 	}
-	dir, err := os.Open(s.dir)
+	_ = os.Remove(filepath.Join(s.dir, name))
+	return listenIn(s.dir, name, network)
+}
+
+// listenIn binds a socket by way of a descriptor of its directory, since a
+// socket's path may have 107 bytes at most.
+func listenIn(path, name, network string) (*net.UnixListener, error) {
+	dir, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
-	_ = os.Remove(filepath.Join(s.dir, name))
 	l, err := net.ListenUnix(network, &net.UnixAddr{
 		Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name), Net: network,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", filepath.Join(s.dir, name), err)
+		return nil, fmt.Errorf("listen on %s: %w", filepath.Join(path, name), err)
 	}
 	l.SetUnlinkOnClose(false)
-	return l, os.Chmod(filepath.Join(s.dir, name), 0o600)
+	return l, os.Chmod(filepath.Join(path, name), 0o600)
 }
 
 func (s *Server) find(id string) (*workload, error) {

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/cgroups/manager"
-	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runc/libcontainer/utils"
@@ -69,48 +68,31 @@ func (s *Server) launch(w *workload, req *protocol.StartRequest) error {
 		return err
 	}
 
-	proc, err := newProcess(spec.Process)
-	if err != nil {
-		return status.Errorf(codes.InvalidArgument, "%v", err)
-	}
-	proc.Init = true
 	out, err := newOutput(req.Envelope.Log, s.log)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
 	w.out = out
-	child, receive, err := w.openStreams(proc, rootOf(config))
-	defer func() {
-		for _, f := range child {
-			f.Close()
-		}
-	}()
+	p := &proc{Process: spec.Process}
+	streams, err := w.openStreams(p, rootOf(config))
+	defer streams.close()
 	if err != nil {
 		return err
 	}
-
-	container, err := libcontainer.Create(s.runcDir(), req.Id, config)
-	if err != nil {
-		return fmt.Errorf("create container: %w", err)
-	}
 	s.children.begin()
-	err = container.Run(proc)
-	pid := 0
-	if err == nil {
-		pid, err = proc.Pid()
+	pid, err := s.engineOf(req.Envelope).start(w, spec, config, p)
+	if err != nil {
+		pid = 0
 	}
 	s.children.end(pid)
 	if err != nil {
-		// A container that got as far as waiting for its start is killed.
-		if p, perr := proc.Pid(); perr == nil && p > 0 {
-			_ = proc.Signal(unix.SIGKILL)
-			_, _ = proc.Wait()
-		}
-		_ = container.Destroy()
 		return startError(err)
 	}
-	if receive != nil {
-		if err := w.openTerminal(receive); err != nil {
+	// What is said of a start that failed is not the workload's own.
+	w.pump(streams.ours)
+	streams.ours = nil
+	if streams.terminal != nil {
+		if err := w.openTerminal(streams.terminal); err != nil {
 			s.log.Error("terminal was not received", "workload", req.Id, "err", err)
 		}
 	}
@@ -144,20 +126,36 @@ const (
 	stderrFIFO = "stderr"
 )
 
-// openStreams gives the process its standard streams and starts to read them.
-// child are the process's ends, to be closed once it has them. With a
-// terminal, receive is the socket that its master end will come from.
+// streams are the two sides of a workload's standard streams.
+type streams struct {
+	child    []*os.File // the process's, to be closed once it has them
+	ours     []*os.File // what is read of it
+	terminal *os.File   // the socket that its terminal's master end comes from
+}
+
+// close closes what nobody has taken.
+func (s *streams) close() {
+	for _, f := range append(s.child, s.ours...) {
+		f.Close()
+	}
+	if s.terminal != nil {
+		s.terminal.Close()
+	}
+}
+
+// openStreams makes the standard streams of a process.
 //
 // The process holds each of its FIFOs for reading and writing, so that it
 // lives on, at most waiting for room, while there is no keeper.
-func (w *workload) openStreams(proc *libcontainer.Process, root owner) (child []*os.File, receive *os.File, err error) {
+func (w *workload) openStreams(p *proc, root owner) (s *streams, err error) {
+	s = new(streams)
 	env := w.rec.Envelope
 	if env.Tty {
-		receive, proc.ConsoleSocket, err = utils.NewSockPair("console")
-		if err != nil {
-			return nil, nil, err
+		s.terminal, p.console, err = utils.NewSockPair("console")
+		if err == nil {
+			s.child = append(s.child, p.console)
 		}
-		return []*os.File{proc.ConsoleSocket}, receive, nil
+		return s, err
 	}
 	open := func(name string, flags int) (*os.File, error) {
 		path := filepath.Join(w.dir, name)
@@ -172,20 +170,17 @@ func (w *workload) openStreams(proc *libcontainer.Process, root owner) (child []
 			return nil, fmt.Errorf("make FIFO %s: %w", name, err)
 		}
 		if f, err = open(name, flags); err == nil {
-			child = append(child, f)
+			s.child = append(s.child, f)
 			err = root.own(f)
 		}
 		return f, err
 	}
-	stdout, err := make(stdoutFIFO, unix.O_RDWR)
-	if err != nil {
-		return child, nil, err
+	if p.stdout, err = make(stdoutFIFO, unix.O_RDWR); err != nil {
+		return s, err
 	}
-	stderr, err := make(stderrFIFO, unix.O_RDWR)
-	if err != nil {
-		return child, nil, err
+	if p.stderr, err = make(stderrFIFO, unix.O_RDWR); err != nil {
+		return s, err
 	}
-	proc.Stdout, proc.Stderr = stdout, stderr
 	if env.Stdin {
 		// To see its end when the first client has gone, the process must
 		// not be a writer itself.
@@ -193,21 +188,17 @@ func (w *workload) openStreams(proc *libcontainer.Process, root owner) (child []
 		if env.StdinOnce {
 			flags = unix.O_RDONLY | unix.O_NONBLOCK
 		}
-		stdin, err := make(stdinFIFO, flags)
-		if err != nil {
-			return child, nil, err
+		if p.stdin, err = make(stdinFIFO, flags); err != nil {
+			return s, err
 		}
-		proc.Stdin = stdin
 	}
-	if err := w.openFIFOs(); err != nil {
-		return child, nil, err
+	if s.ours, err = w.openFIFOs(); err != nil {
+		return s, err
 	}
 	if env.Stdin && env.StdinOnce {
-		if err := unix.SetNonblock(int(proc.Stdin.(*os.File).Fd()), false); err != nil {
-			return child, nil, err
-		}
+		err = unix.SetNonblock(int(p.stdin.Fd()), false)
 	}
-	return child, nil, nil
+	return s, err
 }
 
 // owner is the root of a container as the machine sees it.
@@ -236,27 +227,35 @@ func (o owner) own(f *os.File) error {
 	return os.NewSyscallError("fchown", unix.Fchown(int(f.Fd()), o.uid, o.gid))
 }
 
-// openFIFOs opens the keeper's ends of the FIFOs and reads them.
-func (w *workload) openFIFOs() error {
+// openFIFOs opens the keeper's ends of the FIFOs. Those to be read are named
+// after their streams.
+func (w *workload) openFIFOs() (read []*os.File, err error) {
 	for _, name := range []string{stdoutFIFO, stderrFIFO} {
 		f, err := openNonblock(filepath.Join(w.dir, name), unix.O_RDONLY)
 		if err != nil {
-			return err
+			return read, err
 		}
-		w.out.pump(name, f)
+		read = append(read, f)
 	}
 	if w.rec.Envelope.Stdin {
 		f, err := openNonblock(filepath.Join(w.dir, stdinFIFO), unix.O_WRONLY)
 		// Nobody reads: the process has closed its standard input.
 		if errors.Is(err, unix.ENXIO) {
-			return nil
+			return read, nil
 		}
 		if err != nil {
-			return err
+			return read, err
 		}
 		w.input = f
 	}
-	return nil
+	return read, nil
+}
+
+// pump reads what openFIFOs has opened.
+func (w *workload) pump(read []*os.File) {
+	for _, f := range read {
+		w.out.pump(filepath.Base(f.Name()), f)
+	}
 }
 
 func openNonblock(path string, flags int) (*os.File, error) {
@@ -269,7 +268,6 @@ func openNonblock(path string, flags int) (*os.File, error) {
 
 // openTerminal takes the master end of the workload's terminal from socket.
 func (w *workload) openTerminal(socket *os.File) error {
-	defer socket.Close()
 	oob := make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := unix.Recvmsg(int(socket.Fd()), make([]byte, 4096), oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 	if err != nil {
@@ -291,29 +289,6 @@ func (w *workload) useTerminal(master *os.File) {
 	w.input = master
 	w.mu.Unlock()
 	w.out.pump("stdout", master)
-}
-
-func newProcess(p *specs.Process) (*libcontainer.Process, error) {
-	proc := &libcontainer.Process{
-		Args: p.Args, Env: p.Env, Cwd: p.Cwd,
-		UID: int(p.User.UID), GID: int(p.User.GID),
-		NoNewPrivileges: &p.NoNewPrivileges,
-		AppArmorProfile: p.ApparmorProfile,
-		Label:           p.SelinuxLabel,
-	}
-	for _, g := range p.User.AdditionalGids {
-		proc.AdditionalGroups = append(proc.AdditionalGroups, int(g))
-	}
-	if c := p.Capabilities; c != nil {
-		proc.Capabilities = &configs.Capabilities{
-			Bounding: c.Bounding, Effective: c.Effective, Permitted: c.Permitted,
-			Inheritable: c.Inheritable, Ambient: c.Ambient,
-		}
-	}
-	if p.ConsoleSize != nil {
-		proc.ConsoleWidth, proc.ConsoleHeight = uint16(p.ConsoleSize.Width), uint16(p.ConsoleSize.Height)
-	}
-	return proc, nil
 }
 
 // theirs matches what libcontainer says when the specification cannot work,

@@ -27,6 +27,7 @@ type phase string
 
 const (
 	creating phase = "creating"
+	created  phase = "created" // it waits to be started, if it was not
 	running  phase = "running"
 	exited   phase = "exited"
 )

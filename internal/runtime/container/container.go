@@ -42,8 +42,14 @@ type Config struct {
 	Dir string
 	// CgroupRoot is the control group that holds all others: "tutti-1a2b".
 	CgroupRoot string
-	Keeper     *keeper.Client
-	Log        *slog.Logger
+	// Class sets this runtime's workloads apart from those of others with the
+	// same keeper: List and Watch tell of no others. "" is "container".
+	Class string
+	// Program is the path of an OCI runtime with runc's command line that makes
+	// the containers; "": the keeper does so itself.
+	Program string
+	Keeper  *keeper.Client
+	Log     *slog.Logger
 }
 
 // Runtime implements runtime.Runtime.
@@ -60,6 +66,9 @@ func New(c Config) (*Runtime, error) {
 	if c.Dir == "" || strings.Trim(c.CgroupRoot, "/") == "" || c.Keeper == nil {
 		return nil, errors.New("container runtime: data directory, cgroup root and keeper are needed")
 	}
+	if c.Class == "" {
+		c.Class = defaultClass
+	}
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
@@ -70,6 +79,9 @@ func New(c Config) (*Runtime, error) {
 	c.Dir = dir
 	r := &Runtime{Config: c}
 	r.canMapIDs = sync.OnceValue(r.probeIDs)
+	if c.Program != "" {
+		r.canMapIDs = func() error { return errNoUsers }
+	}
 	return r, nil
 }
 
@@ -140,7 +152,7 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 		return nil, err
 	}
 	labels := map[string]string{
-		labelPod: w.Pod, labelName: w.Name, labelAttempt: strconv.Itoa(w.Attempt),
+		labelClass: r.Class, labelPod: w.Pod, labelName: w.Name, labelAttempt: strconv.Itoa(w.Attempt),
 		labelStopSignal: strconv.Itoa(int(w.StopSignal)),
 	}
 	u := spec.Process.User
@@ -153,7 +165,7 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 		labels[labelUser+k] = v
 	}
 	return r.Keeper.Start(ctx, w.ID.String(), data, &protocol.Envelope{
-		Log: w.Log, Tty: w.TTY, Stdin: w.Stdin, StdinOnce: w.StdinOnce, Labels: labels,
+		Log: w.Log, Tty: w.TTY, Stdin: w.Stdin, StdinOnce: w.StdinOnce, Labels: labels, Program: r.Program,
 	})
 }
 
@@ -187,6 +199,7 @@ func (r *Runtime) mountRoot(pod runtime.Pod, w runtime.Workload, dir string) (ro
 
 // What the keeper keeps for this package, and under labelUser for its caller.
 const (
+	labelClass      = "class"
 	labelPod        = "pod"
 	labelName       = "name"
 	labelAttempt    = "attempt"
@@ -195,6 +208,20 @@ const (
 	// labelProcessUser has a runtime.User in JSON.
 	labelProcessUser = "user"
 )
+
+// defaultClass is that of workloads which have no label of one, too: there was
+// no other when they were started.
+const defaultClass = "container"
+
+// shows tells whether a workload of the keeper is one that List and Watch tell
+// of.
+func (r *Runtime) shows(w *protocol.Workload) bool {
+	class, labelled := w.GetEnvelope().GetLabels()[labelClass]
+	if !labelled {
+		class = defaultClass
+	}
+	return class == r.Class && !isPause(w)
+}
 
 func int64s(list []uint32) []int64 {
 	out := make([]int64, len(list))
@@ -278,7 +305,7 @@ func (r *Runtime) List(ctx context.Context) ([]runtime.Status, error) {
 	}
 	list := make([]runtime.Status, 0, len(all))
 	for _, w := range all {
-		if !isPause(w) {
+		if r.shows(w) {
 			list = append(list, r.status(w))
 		}
 	}
@@ -295,7 +322,7 @@ func (r *Runtime) Watch(ctx context.Context) (<-chan runtime.Status, error) {
 	go func() {
 		defer close(statuses)
 		for w := range changes {
-			if isPause(w) {
+			if !r.shows(w) {
 				continue
 			}
 			select {

@@ -153,7 +153,7 @@ func (m *machine) connect() {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	if m.Runtime, err = New(Config{Dir: m.dir, CgroupRoot: m.root, Keeper: client, Log: slog.New(slog.DiscardHandler)}); err != nil {
+	if m.Runtime, err = New(Config{Dir: m.dir, CgroupRoot: m.root, Keeper: client, Log: slog.New(slog.DiscardHandler), Class: class, Program: Programs()[class]}); err != nil {
 		m.t.Fatal(err)
 	}
 }
@@ -161,7 +161,7 @@ func (m *machine) connect() {
 func TestContract(t *testing.T) {
 	runtimetest.Run(t, func(t *testing.T) (runtime.Runtime, string) {
 		return newMachine(t).Runtime, layer
-	})
+	}, runtimetest.Declared[class])
 }
 
 // A pod's limits are its own control group's, and change before or after

@@ -499,6 +499,6 @@ func (r *Runtime) runPause(ctx context.Context, pod runtime.Pod) (*protocol.Work
 		return nil, err
 	}
 	return r.Keeper.Start(ctx, pauseID(pod.ID), data, &protocol.Envelope{
-		Log: os.DevNull, Labels: map[string]string{labelPod: pod.ID, labelAttempt: "0"},
+		Log: os.DevNull, Labels: map[string]string{labelClass: r.Class, labelPod: pod.ID, labelAttempt: "0"}, Program: r.Program,
 	})
 }

@@ -28,6 +28,10 @@ var _ runtime.UserNamespaces = (*Runtime)(nil)
 // owned are the namespaces in which a pod with a user namespace has a say.
 var owned = []namespace.Kind{namespace.IPC, namespace.UTS, namespace.Net}
 
+// errNoUsers: runtimes differ in whether they join a user namespace that is
+// there already, and mount with other owners.
+var errNoUsers = errors.New("the pod's RuntimeClass has no user namespaces; use the class container, or leave hostUsers out")
+
 // OpenNamespaces implements runtime.UserNamespaces.
 func (r *Runtime) OpenNamespaces(_ context.Context, pod runtime.Pod) (netns string, err error) {
 	if pod.ID == "" || strings.ContainsAny(pod.ID, "/_") || pod.IDs.Size == 0 || pod.IDs.First < pod.IDs.Size {

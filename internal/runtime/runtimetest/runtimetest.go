@@ -10,8 +10,10 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -30,13 +32,18 @@ import (
 const patience = 30 * time.Second
 
 // Run tries the runtime that make returns, one for each part of the suite.
-// make registers its own cleanup, which must find nothing left.
-func Run(t *testing.T, make func(t *testing.T) (rt runtime.Runtime, layer string)) {
-	RunWith(t, runtime.Pod{}, make)
+// make registers its own cleanup, which must find nothing left. Parts among
+// differences are left out.
+func Run(t *testing.T, make func(t *testing.T) (rt runtime.Runtime, layer string), differences ...Differences) {
+	RunWith(t, runtime.Pod{}, make, differences...)
 }
 
 // RunWith is Run in pods like the given one.
-func RunWith(t *testing.T, pod runtime.Pod, make func(t *testing.T) (rt runtime.Runtime, layer string)) {
+func RunWith(t *testing.T, pod runtime.Pod, make func(t *testing.T) (rt runtime.Runtime, layer string), differences ...Differences) {
+	differ := Differences{}
+	for _, d := range differences {
+		maps.Copy(differ, d)
+	}
 	for _, test := range []struct {
 		name string
 		run  func(*Bench)
@@ -66,9 +73,18 @@ func RunWith(t *testing.T, pod runtime.Pod, make func(t *testing.T) (rt runtime.
 		{"unknown", unknown},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if why, ok := differ[test.name]; ok {
+				delete(differ, test.name)
+				t.Skip(why)
+			}
 			rt, layer := make(t)
 			test.run(NewBenchWith(t, rt, layer, pod))
 		})
+	}
+	for name := range differ {
+		if flag.Lookup("test.run").Value.String() == "" {
+			t.Errorf("the suite has no part %q", name)
+		}
 	}
 }
 

@@ -1,0 +1,73 @@
+package container
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"tutti.dev/tutti/internal/runtime/runtimetest"
+)
+
+// class is that of the machines under test.
+var class = defaultClass
+
+// Other OCI runtimes pass what the keeper's own does, also when keeper and
+// agent die.
+func TestPrograms(t *testing.T) {
+	found := Programs()
+	if len(found) == 0 {
+		t.Skip("this machine has no other OCI runtime")
+	}
+	for name := range found {
+		t.Run(name, func(t *testing.T) {
+			class = name
+			defer func() { class = defaultClass }()
+			for _, test := range []struct {
+				name string
+				run  func(*testing.T)
+			}{
+				{"contract", TestContract},
+				{"pod limits", TestPodLimits},
+				{"namespaces", TestNamespaces},
+				{"privileged", TestPrivileged},
+				{"keeper killed", TestKeeperKilled},
+				{"exit that nobody saw", TestExitThatNobodySaw},
+				{"terminal survives the keeper", TestTerminalSurvivesTheKeeper},
+				{"agent restarted", TestAgentRestarted},
+				{"keeper upgraded", TestKeeperUpgraded},
+				{"exit among upgrades", TestExitAmongUpgrades},
+				{"none runs twice", TestNoneRunsTwice},
+				{"it does the work", testProgramWorks},
+			} {
+				t.Run(test.name, test.run)
+			}
+		})
+	}
+}
+
+// What a program made is its own to see, and nothing of it is left when the
+// workload has ended.
+func testProgramWorks(t *testing.T) {
+	m := newMachine(t)
+	b := runtimetest.NewBench(t, m.Runtime, layer)
+	w := b.Workload("main", "sleep 1000")
+	b.Start(w)
+	bundle := filepath.Join(m.dir, "keeper", "workloads", w.ID.String(), "bundle")
+	if _, err := os.Stat(filepath.Join(bundle, "state", w.ID.String())); err != nil {
+		t.Errorf("the program does not know the container: %v", err)
+	}
+	if err := m.Signal(b.Ctx, w.ID, 9); err != nil {
+		t.Fatal(err)
+	}
+	b.Wait(w.ID)
+	if err := m.Remove(b.Ctx, w.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Dir(bundle)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is left: %v", filepath.Dir(bundle), err)
+	}
+	if err := m.CanMapIDs(); err == nil || err.Error() != "the pod's RuntimeClass has no user namespaces; use the class container, or leave hostUsers out" {
+		t.Errorf("user namespaces: %v", err)
+	}
+}
