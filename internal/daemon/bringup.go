@@ -178,7 +178,7 @@ func (s *server) startControlPlane(ctx context.Context) error {
 }
 
 func (s *server) startAgent(ctx context.Context) error {
-	runtimes, err := s.runtimes()
+	runtimes, err := s.runtimes(ctx)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
+	"maps"
 
 	"tutti.dev/tutti/internal/runtime"
 	"tutti.dev/tutti/internal/runtime/container"
@@ -9,7 +11,7 @@ import (
 
 // runtimes are this machine's, by the handler that a RuntimeClass names: the
 // keeper's own, which is the default, and the programs that are here.
-func (s *server) runtimes() (map[string]runtime.Runtime, error) {
+func (s *server) runtimes(ctx context.Context) (map[string]runtime.Runtime, error) {
 	all := map[string]runtime.Runtime{}
 	add := func(class, program string) error {
 		rt, err := container.New(container.Config{
@@ -26,7 +28,13 @@ func (s *server) runtimes() (map[string]runtime.Runtime, error) {
 		return nil, err
 	}
 	all[""] = all[usual]
-	for class, program := range container.Programs() {
+	// A program that was taken away has workloads to be seen and ended.
+	programs, err := container.ProgramsInUse(ctx, s.rooms.keeper)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(programs, container.Programs())
+	for class, program := range programs {
 		if err := add(class, program); err != nil {
 			return nil, err
 		}

@@ -16,6 +16,7 @@ import (
 	goruntime "runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -60,6 +61,9 @@ func (e program) start(w *workload, spec *specs.Spec, _ *configs.Config, p *proc
 	}
 	ticks, err := process.StartTicks(pid)
 	if err == nil {
+		err = limit(w, spec.Linux.Resources)
+	}
+	if err == nil {
 		// From here on the workload's own program may have been executed.
 		w.mu.Lock()
 		w.rec.Phase, w.rec.PID, w.rec.StartTicks = created, pid, ticks
@@ -74,6 +78,16 @@ func (e program) start(w *workload, spec *specs.Spec, _ *configs.Config, p *proc
 		_, _ = unix.Wait4(pid, nil, 0, nil)
 	}
 	return pid, err
+}
+
+// limit sets what later updates will: versions of runtimes differ in what they
+// make of the same shares of the processors.
+func limit(w *workload, r *specs.LinuxResources) error {
+	groups, err := w.groups()
+	if err != nil || r == nil {
+		return err
+	}
+	return groups.Set(limits(r))
 }
 
 // started makes good what the last keeper may not have come to: to start a
@@ -146,7 +160,10 @@ func (e program) spawn(w *workload, dir string, p *proc, args ...string) (pid in
 	goruntime.LockOSThread()
 	defer goruntime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	if err := cmd.Run(); err != nil {
+	if err = withOOMScore(p.OOMScoreAdj, cmd.Start); err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
 		return 0, fault(err)
 	}
 	data, err := os.ReadFile(filepath.Join(dir, pidFile))
@@ -164,6 +181,31 @@ func (e program) spawn(w *workload, dir string, p *proc, args ...string) (pid in
 		}
 	}
 	return pid, nil
+}
+
+const oomScore = "/proc/self/oom_score_adj"
+
+var oomScoreMu sync.Mutex
+
+// withOOMScore calls start, whose child then has the score. The keeper is
+// spared when memory runs out, and not every runtime sees to it that what it
+// starts is not.
+func withOOMScore(score *int, start func() error) error {
+	if score == nil {
+		return start()
+	}
+	oomScoreMu.Lock()
+	defer oomScoreMu.Unlock()
+	own, err := os.ReadFile(oomScore)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(oomScore, []byte(strconv.Itoa(*score)), 0); err != nil {
+		return err
+	}
+	// It had this score, so it may have it again.
+	defer func() { _ = os.WriteFile(oomScore, bytes.TrimSpace(own), 0) }()
+	return start()
 }
 
 // call has the program do something to the container and returns what it says.

@@ -56,6 +56,7 @@ type Config struct {
 type Runtime struct {
 	Config
 	locks     locks
+	records   sync.Map     // those on disk of pods that this Runtime has opened, by ID
 	canMapIDs func() error // looks once
 }
 

@@ -67,6 +67,7 @@ func (r *Runtime) open(ctx context.Context, rec *record, recorded bool) error {
 			return err
 		}
 	}
+	r.records.Store(pod.ID, *rec)
 	if anew {
 		if err := cgroup.Make(r.podCgroup(pod), limits(pod.Resources)); err != nil {
 			return err
@@ -107,7 +108,11 @@ func (r *Runtime) write(rec record) error {
 	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(path+".new", path)
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	r.records.Store(rec.ID, rec)
+	return nil
 }
 
 // UpdatePod implements runtime.Runtime.
@@ -214,6 +219,9 @@ func (r *Runtime) pod(id string) (runtime.Pod, error) {
 }
 
 func (r *Runtime) recorded(id string) (rec record, err error) {
+	if known, ok := r.records.Load(id); ok {
+		return known.(record), nil
+	}
 	data, err := os.ReadFile(filepath.Join(r.podDir(id), podFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return rec, fmt.Errorf("pod %s: %w", id, runtime.ErrNotFound)
@@ -264,6 +272,7 @@ func (r *Runtime) close(ctx context.Context, podID string) error {
 			return err
 		}
 	}
+	r.records.Delete(podID)
 	return errors.Join(r.removeOpenRoots(podID), removeGround(r.podDir(podID)))
 }
 

@@ -1,9 +1,12 @@
 package container
 
 import (
+	"context"
+	"fmt"
 	"os/exec"
 
 	"tutti.dev/tutti/internal/host/cgroup"
+	"tutti.dev/tutti/internal/keeper"
 )
 
 // Programs are the paths of the other OCI runtimes that this machine has, by
@@ -21,4 +24,20 @@ func Programs() map[string]string {
 		}
 	}
 	return found
+}
+
+// ProgramsInUse are those that a keeper's workloads were started with, in the
+// form of Programs. They may not be on the machine any more.
+func ProgramsInUse(ctx context.Context, k *keeper.Client) (map[string]string, error) {
+	all, err := k.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list workloads: %w", err)
+	}
+	used := map[string]string{}
+	for _, w := range all {
+		if path := w.GetEnvelope().GetProgram(); path != "" {
+			used[w.GetEnvelope().GetLabels()[labelClass]] = path
+		}
+	}
+	return used, nil
 }

@@ -2,8 +2,11 @@ package container
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"tutti.dev/tutti/internal/runtime/runtimetest"
@@ -39,6 +42,7 @@ func TestPrograms(t *testing.T) {
 				{"exit among upgrades", TestExitAmongUpgrades},
 				{"none runs twice", TestNoneRunsTwice},
 				{"it does the work", testProgramWorks},
+				{"it is taken away", testProgramTakenAway},
 			} {
 				t.Run(test.name, test.run)
 			}
@@ -69,5 +73,39 @@ func testProgramWorks(t *testing.T) {
 	}
 	if err := m.CanMapIDs(); err == nil || err.Error() != "the pod's RuntimeClass has no user namespaces; use the class container, or leave hostUsers out" {
 		t.Errorf("user namespaces: %v", err)
+	}
+}
+
+// Without the program its workloads go on and can be ended.
+func testProgramTakenAway(t *testing.T) {
+	m := newMachine(t)
+	data, err := os.ReadFile(m.Program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Program = filepath.Join(t.TempDir(), class)
+	if err := os.WriteFile(m.Program, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b := runtimetest.NewBench(t, m.Runtime, layer)
+	w := b.Workload("main", talker)
+	b.Start(w)
+	b.AwaitLog(w, "tick 1\n")
+	if err := os.Remove(m.Program); err != nil {
+		t.Fatal(err)
+	}
+	m.killKeeper()
+	if used, err := ProgramsInUse(b.Ctx, m.Keeper); err != nil || !maps.Equal(used, map[string]string{class: m.Program}) {
+		t.Errorf("programs in use: %v %v", used, err)
+	}
+	if _, err := m.Start(b.Ctx, b.Workload("late", "true")); err == nil || !strings.Contains(err.Error(), class+" create: ") {
+		t.Errorf("start without the program: %v", err)
+	}
+	if err := m.Signal(b.Ctx, w.ID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	b.Wait(w.ID)
+	if err := m.Remove(b.Ctx, w.ID); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -268,6 +268,9 @@ func TestEmptyRecordOfPod(t *testing.T) {
 	if err := os.Truncate(filepath.Join(m.podDir(b.Pod.ID), podFile), 0); err != nil {
 		t.Fatal(err)
 	}
+	m.Keeper.Close()
+	m.connect()
+	b.Runtime = m.Runtime
 	if _, err := m.Open(b.Ctx, b.Pod); err != nil {
 		t.Fatal(err)
 	}
