@@ -298,7 +298,9 @@ func (s *server) goingDown() bool {
 	if !s.supervisor.Present() {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	// It is told in milliseconds, but by a machine that is busy to death; not
+	// to know would cost the pods their grace. A stop may take 90 s.
+	ctx, cancel := context.WithTimeout(context.Background(), 45*time.Second)
 	defer cancel()
 	return systemd.Machine().GoingDown(ctx)
 }

@@ -147,7 +147,6 @@ func TestAgent(t *testing.T) {
 			{second.Machine, []string{"agent", "--data-dir", t.TempDir(), "--kubeconfig", wrong}, "is not for this machine's address 192.0.2.20; make it on the server with `tutti node credentials n3 --address 192.0.2.20`"},
 			{second.Machine, []string{"agent", "--data-dir", t.TempDir(), "--kubeconfig", "/no/such"}, "/no/such does not exist; make it on the server with `tutti node credentials`"},
 			{second.Machine, []string{"agent", "--data-dir", t.TempDir(), "--kubeconfig", n.Dir + "/admin.kubeconfig"}, "holds no certificate of a node; make it on the server with `tutti node credentials`"},
-			{second.Machine, []string{"up"}, "this data directory is an agent's, of a cluster elsewhere; run `tutti agent` with it, or begin anew with `tutti stop --purge`"},
 			{second.Machine, []string{"node", "credentials", "n4", "--address", "192.0.2.30"}, "this machine is a node of another's cluster; run this on the server"},
 			{n.Machine, []string{"node", "credentials", own, "--address", "192.0.2.30"}, own + " is this machine's own name in the cluster; choose another for the node"},
 		} {
@@ -160,6 +159,9 @@ func TestAgent(t *testing.T) {
 
 	// The next agent takes over what runs; a server that starts again, too.
 	end()
+	if r := second.Tutti("up"); r.Err == nil || !strings.Contains(r.Stderr, "this data directory is an agent's, of a cluster elsewhere; run `tutti agent` with it, or begin anew with `tutti stop --purge`") {
+		t.Errorf("a server where an agent was: %s", r)
+	}
 	server, err := n.Server()
 	if err != nil {
 		t.Fatal(err)
