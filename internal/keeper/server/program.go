@@ -71,7 +71,7 @@ func (e program) start(w *workload, spec *specs.Spec, _ *configs.Config, p *proc
 		w.mu.Unlock()
 	}
 	if err == nil {
-		_, err = e.call(w, "start", w.rec.ID)
+		_, err = e.call(w, programPatience, "start", w.rec.ID)
 	}
 	if err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL) // not reaped yet, so the pid is its own
@@ -90,18 +90,28 @@ func limit(w *workload, r *specs.LinuxResources) error {
 	return groups.Set(limits(r))
 }
 
-// started makes good what the last keeper may not have come to: to start a
-// container can be repeated, the second time is refused.
+// started makes good what the last keeper may not have come to: a container
+// starts once, however often that is asked for. That of the last keeper may
+// still be under way, and this one then wait for nothing.
 func (e program) started(w *workload) bool {
 	if w.rec.Phase != created || w.rec.Boot != bootID() {
 		return false
 	}
-	if _, err := e.call(w, "start", w.rec.ID); err == nil {
-		return true
+	status := e.status(w)
+	if status == specs.StateCreated {
+		_, _ = e.call(w, 5*time.Second, "start", w.rec.ID)
+		status = e.status(w)
 	}
+	return status == specs.StateRunning || status == specs.StateStopped
+}
+
+func (e program) status(w *workload) specs.ContainerState {
 	var state specs.State
-	out, err := e.call(w, "state", w.rec.ID)
-	return err == nil && json.Unmarshal(out, &state) == nil && state.Status != specs.StateCreated
+	out, err := e.call(w, programPatience, "state", w.rec.ID)
+	if err != nil || json.Unmarshal(out, &state) != nil {
+		return ""
+	}
+	return state.Status
 }
 
 func (e program) exec(w *workload, p *proc) (int, error) {
@@ -120,7 +130,7 @@ func (e program) remove(w *workload) error {
 	dir := filepath.Join(w.dir, bundleDir)
 	var err error
 	if _, serr := os.Stat(filepath.Join(e.root(w), w.rec.ID)); serr == nil {
-		_, err = e.call(w, "delete", "--force", w.rec.ID)
+		_, err = e.call(w, programPatience, "delete", "--force", w.rec.ID)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil // the machine does not have the program any more
@@ -210,8 +220,8 @@ func withOOMScore(score *int, start func() error) error {
 
 // call has the program do something to the container and returns what it says.
 // It is not ended with this process.
-func (e program) call(w *workload, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), programPatience)
+func (e program) call(w *workload, patience time.Duration, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd, fault := e.command(ctx, w, filepath.Join(w.dir, bundleDir), args...)
 	out, err := cmd.Output()

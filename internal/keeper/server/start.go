@@ -294,7 +294,7 @@ func (w *workload) useTerminal(master *os.File) {
 // theirs matches what libcontainer says when the specification cannot work,
 // rather than the machine, and then what crun says.
 var theirs = regexp.MustCompile(`exec: ".*|error mounting .*|chdir to cwd .*|mkdir .*: (?:not a directory|file exists).*` +
-	"|(?:open )?executable .*|mount `.*|chdir .*")
+	"|(?:open )?executable[: ].*|mount `.*|chdir .*")
 
 func startError(err error) error {
 	text := strings.TrimSpace(err.Error())

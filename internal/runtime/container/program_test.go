@@ -2,6 +2,7 @@ package container
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"tutti.dev/tutti/internal/runtime"
 	"tutti.dev/tutti/internal/runtime/runtimetest"
 )
 
@@ -43,6 +45,7 @@ func TestPrograms(t *testing.T) {
 				{"none runs twice", TestNoneRunsTwice},
 				{"it does the work", testProgramWorks},
 				{"it is taken away", testProgramTakenAway},
+				{"keeper killed in a start", testKeeperKilledInStart},
 			} {
 				t.Run(test.name, test.run)
 			}
@@ -107,5 +110,42 @@ func testProgramTakenAway(t *testing.T) {
 	b.Wait(w.ID)
 	if err := m.Remove(b.Ctx, w.ID); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Wherever in a start the keeper is killed, the next one has the workload run
+// once.
+func testKeeperKilledInStart(t *testing.T) {
+	m := newMachine(t)
+	b := runtimetest.NewBench(t, m.Runtime, layer)
+	path := m.Program
+	for i, at := range []struct{ command, kill string }{
+		{"create", "kill -9 $PPID; exec sleep 1000"},
+		{"start", "kill -9 $PPID; exit 1"},
+		{"start", path + ` "$@"; kill -9 $PPID; exit 1`},
+	} {
+		name, shared := fmt.Sprintf("w%d", i), t.TempDir()
+		m.Program = filepath.Join(shared, class)
+		script := fmt.Sprintf(`#!/bin/sh
+for arg; do
+	if [ "$arg" = %s ] && mkdir %s/killed 2>/dev/null; then %s; fi
+done
+exec %s "$@"
+`, at.command, shared, at.kill, path)
+		if err := os.WriteFile(m.Program, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		w := b.Workload(name, "echo ran >>/shared/runs; echo here; sleep 1000")
+		w.Mounts = []runtime.Mount{{Source: shared, Target: "/shared"}}
+		if s := b.Start(w); s.State != runtime.Running {
+			t.Errorf("%q: %s", at, runtimetest.Show(s))
+		}
+		b.AwaitLog(w, "here")
+		if runs, err := os.ReadFile(filepath.Join(shared, "runs")); err != nil || string(runs) != "ran\n" {
+			t.Errorf("%q: %q %v", at, runs, err)
+		}
+		if _, err := os.Stat(filepath.Join(shared, "killed")); err != nil {
+			t.Errorf("%q: the keeper was not killed: %v", at, err)
+		}
 	}
 }
