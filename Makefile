@@ -65,16 +65,22 @@ TAGS_prometheus := remove_all_sd enable_kubernetes_sd
 # Those that need Debian's libraries, or a daemon, come from its packages and are not installed.
 dist/tools/debian: test/tools/debian/fetch test/tools/debian/packages
 	@mkdir -p dist/tools
-	test/tools/debian/fetch $(CURDIR)/$@
+	test/tools/debian/fetch $(CURDIR)/$@ packages
+
+# What systemd would run: the end-to-end tests import their units.
+dist/tools/services: test/tools/debian/fetch test/tools/debian/services
+	@mkdir -p dist/tools
+	test/tools/debian/fetch $(CURDIR)/$@ services
 
 dist/tools/kubectl: go.mod
 	go build -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubectl
 
-# The images of the shop are made again only when their sources changed.
+# The images of the examples are made again only when their sources changed.
 SHOP := dist/shop
 .PHONY: up images
 images:
 	@$(MAKE) --no-print-directory -C examples/shop DIST=$(CURDIR)/$(SHOP)
+	@$(MAKE) --no-print-directory -C examples/museum DIST=$(CURDIR)/dist/museum
 
 up: deps build images
 	@echo starting this machine
@@ -91,20 +97,22 @@ vet: keeper
 	go vet ./...
 	CGO_ENABLED=1 go vet -tags '$(KEEPERTAGS)' ./cmd/tutti-keeper ./internal/keeper/server
 	cd examples/shop && go vet ./...
+	cd examples/museum && go vet ./...
 	cd test/tools/operator && go vet ./...
 
 test-unit: keeper
 	cd examples/shop && go test ./...
+	cd examples/museum && go test ./...
 	CGO_ENABLED=1 go test -tags '$(KEEPERTAGS)' -timeout 5m ./internal/keeper/server
 	go test -short -timeout 20m $$(go list ./... | grep -v /test/e2e)
 
 test-e2e: build images tools
 	go test -short -v -p 1 -count=1 -timeout 30m ./test/e2e/...
 
-test-long: deps build images tools
+test-long: deps build images tools dist/tools/services
 	go test -count=1 -timeout 150m ./test/e2e/...
 
-# Server and keeper are killed at random while pods come and go: KILLS times,
+# Server and keeper are killed, held and replaced while pods come and go: KILLS blows,
 # by the plan that SEED gives if it is set. A blow takes about five seconds.
 KILLS ?= 200
 .PHONY: chaos
@@ -143,8 +151,8 @@ test-boot: build
 
 # Upstream's own tests of Kubernetes, unmodified, against bin/tutti on a throwaway
 # machine. FOCUS and SKIP are regular expressions of cases, SHARD is i/n, EACH=n
-# takes n of each area. What has passed is not run again unless AGAIN=1. The first
-# build takes minutes.
+# takes n of each area, CLASS forces all pods of the cases into a RuntimeClass. What
+# has passed is not run again unless AGAIN=1. The first build takes minutes.
 .PHONY: conformance conformance-ci conformance-page
 SUITE := dist/conformance/bin
 SUITE_ginkgo := github.com/onsi/ginkgo/v2/ginkgo
@@ -153,7 +161,7 @@ SUITE_nonewprivs := k8s.io/kubernetes/test/images/nonewprivs
 SUITE_sample-apiserver := k8s.io/sample-apiserver
 SUITE_etcd := go.etcd.io/etcd/server/v3
 SUITEPROGRAMS := $(addprefix $(SUITE)/,ginkgo agnhost nonewprivs sample-apiserver etcd)
-JUDGE := $(SUITE)/conformance $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)')
+JUDGE := $(SUITE)/conformance $(if $(CLASS),-class '$(CLASS)') $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)')
 conformance: deps build dist/tools/kubectl $(SUITE)/e2e.test $(SUITEPROGRAMS)
 	go build -ldflags '-s -w' -o $(SUITE)/ ./test/conformance ./test/conformance/pause
 	$(JUDGE) $(if $(SHARD),-shard '$(SHARD)') $(if $(EACH),-each '$(EACH)') $(if $(AGAIN),-again) $(if $(PROCS),-procs '$(PROCS)') $(if $(LIMIT),-limit '$(LIMIT)') \

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	watchtools "k8s.io/client-go/tools/watch"
 
+	"tutti.dev/tutti/internal/api/hostprocess"
 	"tutti.dev/tutti/test/e2e/machine"
 )
 
@@ -74,9 +75,26 @@ func benchTutti(r *report, m *machine.Machine, rootfs string, o options) error {
 		}
 	}
 
+	for _, k := range kinds {
+		if err := benchPods(ctx, r, m, client, k, o); err != nil {
+			return err
+		}
+	}
+	if run := m.Tutti("stop"); run.Err != nil {
+		return errors.New(run.String())
+	}
+	return timeUp(r, m, "data directory with data to ready")
+}
+
+// kind is one of pods: containers, and programs of the machine.
+type kind struct{ name, several, class, image string }
+
+var kinds = []kind{{name: "pod", several: "pods", image: image}, {name: "process", several: "processes", class: hostprocess.Handler, image: hostprocess.Image}}
+
+func benchPods(ctx context.Context, r *report, m *machine.Machine, client kubernetes.Interface, k kind, o options) error {
 	var took []time.Duration
 	for i := range o.n {
-		d, err := timePods(ctx, client, []string{fmt.Sprintf("one-%d", i)})
+		d, err := timePods(ctx, client, k, []string{fmt.Sprintf("one-%d", i)})
 		if err != nil {
 			return err
 		}
@@ -85,22 +103,23 @@ func benchTutti(r *report, m *machine.Machine, rootfs string, o options) error {
 			return err
 		}
 	}
-	if err := r.add(repeated("tutti", "one pod, create to Ready", took)); err != nil {
+	if err := r.add(repeated("tutti", "one "+k.name+", create to Ready", took)); err != nil {
 		return err
 	}
 
-	if idle, err = machineMemory(m); err != nil {
+	idle, err := machineMemory(m)
+	if err != nil {
 		return err
 	}
 	var names []string
 	for i := range o.pods {
 		names = append(names, fmt.Sprintf("many-%d", i))
 	}
-	d, err := timePods(ctx, client, names)
+	d, err := timePods(ctx, client, k, names)
 	if err != nil {
 		return err
 	}
-	if err := r.add(figure{Subject: "tutti", Name: fmt.Sprintf("%d pods at once, first create to last Ready", o.pods), Unit: "ms", Value: ms(d)}); err != nil {
+	if err := r.add(figure{Subject: "tutti", Name: fmt.Sprintf("%d %s at once, first create to last Ready", o.pods, k.several), Unit: "ms", Value: ms(d)}); err != nil {
 		return err
 	}
 	time.Sleep(o.settle)
@@ -108,17 +127,11 @@ func benchTutti(r *report, m *machine.Machine, rootfs string, o options) error {
 	if err != nil {
 		return err
 	}
-	perPod := figure{Subject: "tutti", Name: "memory added for each pod, without its own processes, PSS", Unit: "MiB", Value: mib((busy.overhead - idle.overhead) / int64(o.pods))}
-	if err := r.add(perPod); err != nil {
+	each := figure{Subject: "tutti", Name: "memory added for each " + k.name + ", without its own processes, PSS", Unit: "MiB", Value: mib((busy.overhead - idle.overhead) / int64(o.pods))}
+	if err := r.add(each); err != nil {
 		return err
 	}
-	if err := deletePods(ctx, client); err != nil {
-		return err
-	}
-	if run := m.Tutti("stop"); run.Err != nil {
-		return errors.New(run.String())
-	}
-	return timeUp(r, m, "data directory with data to ready")
+	return deletePods(ctx, client)
 }
 
 func timeUp(r *report, m *machine.Machine, name string) error {
@@ -142,7 +155,7 @@ func connect(m *machine.Machine) (kubernetes.Interface, error) {
 func makeNamespace(ctx context.Context, client kubernetes.Interface) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	_, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
+	_, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace, Labels: map[string]string{hostprocess.LabelAllow: "true"}}}, metav1.CreateOptions{})
 	if err != nil {
 		return err
 	}
@@ -161,7 +174,7 @@ func makeNamespace(ctx context.Context, client kubernetes.Interface) error {
 
 // timePods creates pods, several at once, and returns how long it took from
 // before the first was sent until a watching client had seen all Ready.
-func timePods(ctx context.Context, client kubernetes.Interface, names []string) (time.Duration, error) {
+func timePods(ctx context.Context, client kubernetes.Interface, k kind, names []string) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	pods := client.CoreV1().Pods(namespace)
@@ -183,7 +196,7 @@ func timePods(ctx context.Context, client kubernetes.Interface, names []string) 
 	for range min(hands, len(names)) {
 		go func() {
 			for name := range work {
-				if _, err := pods.Create(ctx, sleeper(name), metav1.CreateOptions{}); err != nil {
+				if _, err := pods.Create(ctx, sleeper(name, k), metav1.CreateOptions{}); err != nil {
 					failed <- err
 					cancel()
 					return
@@ -224,17 +237,21 @@ func timePods(ctx context.Context, client kubernetes.Interface, names []string) 
 	}
 }
 
-func sleeper(name string) *corev1.Pod {
+func sleeper(name string, k kind) *corev1.Pod {
 	var grace int64
-	return &corev1.Pod{
+	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PodSpec{
 			TerminationGracePeriodSeconds: &grace,
 			Containers: []corev1.Container{{
-				Name: "main", Image: image, Command: []string{"/bin/sleep", "100000"}, ImagePullPolicy: corev1.PullNever,
+				Name: "main", Image: k.image, Command: []string{"/bin/sleep", "100000"}, ImagePullPolicy: corev1.PullNever,
 			}},
 		},
 	}
+	if k.class != "" {
+		pod.Spec.RuntimeClassName = &k.class
+	}
+	return pod
 }
 
 // deletePods deletes every pod and waits until they are gone.

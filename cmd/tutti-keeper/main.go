@@ -4,7 +4,8 @@
 // internal/keeper/server. It serves the directory given by --dir. Its other
 // lives are not for people: "init" is libcontainer's first step inside a
 // container, "pause" the first process of a shared PID namespace, "check"
-// says that the program can run here.
+// says that the program can run here, "landlock" confines a process of a
+// workload before it becomes the workload's program.
 package main
 
 import (
@@ -21,6 +22,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"tutti.dev/tutti/internal/keeper/protocol"
 	"tutti.dev/tutti/internal/keeper/server"
 )
 
@@ -33,6 +35,10 @@ func init() {
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "check" {
 		return
+	}
+	if len(os.Args) > 3 && os.Args[1] == protocol.Confine {
+		fmt.Fprintf(os.Stderr, "tutti: %v\n", confine(os.Args[2], os.Args[3:]))
+		os.Exit(126) // as shells do
 	}
 	dir := flag.String("dir", "", "`directory` of the keeper's sockets and state")
 	ready := flag.Int("ready-fd", -1, "descriptor to close once the keeper serves")

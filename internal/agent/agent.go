@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -377,26 +376,25 @@ func (a *Agent) leave(uid string) {
 func (a *Agent) adopt(ctx context.Context) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	gone := func(uid, namespace, name string, grace *int64) {
+	// They were deleted by force. What is left has a kubelet's grace: a longer
+	// one would begin anew with each start, and its host ports stay taken.
+	grace := int64(1)
+	gone := func(uid, namespace, name string) {
 		if a.actors[uid] != nil || uid == "" {
 			return
 		}
 		a.log.Info("removing a pod that the API does not have", "pod", uid, "namespace", namespace, "name", name)
 		a.begin(&v1.Pod{
 			ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid), Namespace: namespace, Name: name},
-			Spec:       v1.PodSpec{TerminationGracePeriodSeconds: grace},
+			Spec:       v1.PodSpec{TerminationGracePeriodSeconds: &grace},
 		}, true)
 	}
 	for uid, left := range a.found {
 		var namespace, name string
-		var grace *int64
 		for _, s := range left.runs {
 			namespace, name = s.Labels[pod.LabelNamespace], s.Labels[pod.LabelPod]
-			if seconds, err := strconv.ParseInt(s.Labels[pod.LabelGrace], 10, 64); err == nil {
-				grace = &seconds
-			}
 		}
-		gone(uid, namespace, name, grace)
+		gone(uid, namespace, name)
 	}
 	a.found = nil
 	// Logs stay until the API has let go of the pod, which it may have done
@@ -404,7 +402,7 @@ func (a *Agent) adopt(ctx context.Context) {
 	logs, _ := os.ReadDir(filepath.Join(a.DataDir, "logs"))
 	for _, d := range logs {
 		if part := strings.Split(d.Name(), "_"); len(part) == 3 {
-			gone(part[2], part[0], part[1], nil)
+			gone(part[2], part[0], part[1])
 		}
 	}
 	attached, err := a.Network.List(ctx)
@@ -412,16 +410,16 @@ func (a *Agent) adopt(ctx context.Context) {
 		a.log.Warn("cannot list pods of the network", "err", err)
 	}
 	for _, at := range attached {
-		gone(at.ID, "", "", nil)
+		gone(at.ID, "", "")
 	}
 	for _, room := range []string{"pods", "memory"} {
 		dirs, _ := os.ReadDir(filepath.Join(a.DataDir, room))
 		for _, d := range dirs {
-			gone(d.Name(), "", "", nil)
+			gone(d.Name(), "", "")
 		}
 	}
 	for _, holder := range a.Images.Holders() {
-		gone(holder, "", "", nil)
+		gone(holder, "", "")
 	}
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"iter"
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -72,6 +73,9 @@ func (x *actor) readMessage(r *pod.Run) {
 	message, err := x.a.Volumes.TerminationMessage(context.Background(), p, c, r.Attempt, r.Log, r.ExitCode != 0)
 	if err != nil {
 		message = "Error on reading termination message: " + err.Error()
+	}
+	if r.CoreDumped {
+		message = strings.TrimPrefix(message+"\n"+r.Signal.String()+", memory dumped to where /proc/sys/kernel/core_pattern says", "\n")
 	}
 	r.Message = message
 }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/events"
 
 	"tutti.dev/tutti/internal/agent/pod"
+	"tutti.dev/tutti/internal/api/hostprocess"
 	"tutti.dev/tutti/internal/image"
 )
 
@@ -22,7 +23,12 @@ import (
 func (x *actor) getImage(ctx context.Context, s pod.Step) {
 	p := x.desired()
 	c, _ := containerOf(p, s.Container)
-	img, layers, err := x.a.holdImage(ctx, p, c.Name, c.Image, c.ImagePullPolicy)
+	var img image.Image
+	var layers []string
+	var err error
+	if !x.onMachine(c) {
+		img, layers, err = x.a.holdImage(ctx, p, c.Name, c.Image, c.ImagePullPolicy)
+	}
 	if err == nil {
 		err = x.mountImages(ctx, p, c)
 	}
@@ -45,6 +51,16 @@ func (x *actor) getImage(ctx context.Context, s pod.Step) {
 	x.mu.Unlock()
 	x.container(s.ID, func(k *pod.Container) { k.Image, k.ImageID, k.Fault = true, imageID(img), nil })
 }
+
+// process tells whether the pod's containers are processes of the machine.
+func (x *actor) process() bool {
+	rt, err := x.runtime()
+	return err == nil && rt == x.a.Runtimes[hostprocess.Handler]
+}
+
+// onMachine tells whether a container has the machine's own file system: there
+// is no image to it.
+func (x *actor) onMachine(c *v1.Container) bool { return x.process() && c.Image == hostprocess.Image }
 
 // mountImages makes those volumes of a container that are images.
 func (x *actor) mountImages(ctx context.Context, p *v1.Pod, c *v1.Container) error {
@@ -155,6 +171,9 @@ func (a *Agent) auths(ctx context.Context, p *v1.Pod, ref reference.Named) ([]im
 
 // imageID is how the API names the very content of an image.
 func imageID(img image.Image) string {
+	if img.Name == "" {
+		return hostprocess.Image
+	}
 	ref, err := reference.ParseNormalizedNamed(img.Name)
 	if err != nil {
 		return img.Digest

@@ -108,6 +108,12 @@ func (x *actor) openGround(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// What runs was asked when it began.
+	if !slices.ContainsFunc(x.runs(), func(r pod.Run) bool { return r.State == runtime.Running }) {
+		if err := x.a.mayRun(ctx, p, rt); err != nil {
+			return err
+		}
+	}
 	ids, err := x.a.users.of(p, rt)
 	if err != nil {
 		return err
@@ -247,6 +253,7 @@ func (x *actor) launch(ctx context.Context, p *v1.Pod, c *v1.Container, s pod.St
 	w, err := translate.Workload(translate.Input{
 		Pod: p, Container: c, Attempt: id.Attempt, Round: s.Round, Image: img.Image, ImageID: imageID(img.Image), Ground: ground, Layers: img.layers,
 		Args: args, Env: env.Merge(img.Config.Env, vars), Mounts: mounts, Devices: devices, JoinPID: target,
+		Process: x.process(), OnMachine: x.onMachine(c),
 	}, x.a.machine)
 	if err != nil {
 		return pod.ReasonConfig, err

@@ -63,6 +63,14 @@ func TestExitCodes(t *testing.T) {
 		{"kubectl of nothing", []string{"kubectl", "get", "pods"}, 1, "this machine has no cluster yet ("},
 		{"down of what has no name", []string{"down", "Foo Bar"}, 2, "\"Foo Bar\" is neither a path nor the name of an application; `tutti status` lists those that run"},
 		{"kubectl's directory missing", []string{"kubectl", "get", "--data-dir"}, 2, "--data-dir needs a directory; give one after it"},
+		{"import of nothing known", []string{"import", "unt"}, 2, "did you mean `tutti import unit`?"},
+		{"import of no unit", []string{"import", "unit"}, 2, "tutti import unit needs a unit's file or name; see `tutti import unit --help`"},
+		{"import of a unit that is not there", []string{"import", "unit", "/no/such.service"}, 1, "/no/such.service does not exist; check the path"},
+		{"port of which unit", []string{"import", "unit", "a", "/x/b.service", "--port", "80"}, 2, "--port 80 is of one of 2 units; say of which, as in --port a=80"},
+		{"port of another unit", []string{"import", "unit", "a", "--port", "b=80"}, 2, "--port b=80 is of a unit that is not imported; name one of those that are"},
+		{"port that is none", []string{"import", "unit", "/x/a.service", "--port", "a=http"}, 2, `--port: "http" is no port; write 80, or 53/udp`},
+		{"process without a number", []string{"import", "process", "nginx"}, 2, "\"nginx\" is no number of a process; `pgrep NAME` finds it"},
+		{"process that is not there", []string{"import", "process", "4194304"}, 1, "there is no process 4194304; `ps ax` lists those that run"},
 		{"help", []string{"--help"}, 0, ""},
 		{"help of a command", []string{"help", "up"}, 0, ""},
 		{"nothing", nil, 0, ""},
@@ -103,7 +111,7 @@ func TestStatusOfNothingAsJSON(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, c := range []string{"", "up", "down", "status", "stop", "install", "uninstall", "server", "kubectl", "kubeconfig", "image", "image import", "image push", "image gc", "version"} {
+	for _, c := range []string{"", "up", "down", "status", "stop", "install", "uninstall", "server", "kubectl", "kubeconfig", "image", "image import", "image push", "image gc", "import", "import unit", "import process", "version"} {
 		name := strings.ReplaceAll("tutti "+c, " ", "-")
 		t.Run(name, func(t *testing.T) {
 			_, got, _ := run(t, Machine{}, append([]string{"help"}, strings.Fields(c)...)...)

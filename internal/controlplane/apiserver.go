@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"path/filepath"
+	"slices"
 	"time"
 
 	noopoteltrace "go.opentelemetry.io/otel/trace/noop"
@@ -14,6 +16,7 @@ import (
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/wait"
+	mutatingadmissionpolicy "k8s.io/apiserver/pkg/admission/plugin/policy/mutating"
 	apiserverapi "k8s.io/apiserver/pkg/apis/apiserver"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/request/anonymous"
@@ -43,9 +46,11 @@ import (
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 
+	"tutti.dev/tutti/internal/controlplane/hostaccess"
 	"tutti.dev/tutti/internal/controlplane/inprocess"
 	"tutti.dev/tutti/internal/controlplane/metrics"
 	"tutti.dev/tutti/internal/controlplane/pki"
+	"tutti.dev/tutti/internal/host/hangup"
 )
 
 // serviceAccountIssuer is the issuer of service account tokens, and their default audience.
@@ -89,8 +94,13 @@ func newAPIServer(ctx context.Context, cfg Config, files *pki.Files, listener ne
 	opts.Authentication.RequestHeader.ExtraHeaderPrefixes = []string{"X-Remote-Extra-"}
 	opts.ProxyClientCertFile = files.FrontProxyClient.CertFile
 	opts.ProxyClientKeyFile = files.FrontProxyClient.KeyFile
-	opts.Admission.GenericAdmission.EnablePlugins = []string{"NodeRestriction"}
-	opts.Admission.GenericAdmission.Decorators = append(opts.Admission.GenericAdmission.Decorators, sparing(cfg.NodeName))
+	chain := opts.Admission.GenericAdmission
+	hostaccess.Register(chain.Plugins)
+	// Before the webhooks: what they think of a pod that may not be here is of no interest.
+	chain.RecommendedPluginOrder = slices.Insert(slices.Clone(chain.RecommendedPluginOrder),
+		slices.Index(chain.RecommendedPluginOrder, mutatingadmissionpolicy.PluginName), hostaccess.PluginName)
+	chain.EnablePlugins = []string{"NodeRestriction"}
+	chain.Decorators = append(chain.Decorators, sparing(cfg.NodeName))
 
 	opts.AllowPrivileged = true
 	opts.ServiceClusterIPRanges = cfg.ServiceCIDR.String()
@@ -121,11 +131,11 @@ func newAPIServer(ctx context.Context, cfg Config, files *pki.Files, listener ne
 	if err != nil {
 		return nil, err
 	}
-	chain, err := config.Complete()
+	servers, err := config.Complete()
 	if err != nil {
 		return nil, fmt.Errorf("complete the API server's configuration: %w", err)
 	}
-	aggregator, err := apiserverapp.CreateServerChain(chain)
+	aggregator, err := apiserverapp.CreateServerChain(servers)
 	if err != nil {
 		return nil, fmt.Errorf("build the API server: %w", err)
 	}
@@ -225,6 +235,11 @@ func genericConfig(opts options.CompletedOptions, loopback *rest.Config) (*gener
 	c.LongRunningFunc = filters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"),
 		sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+
+	// A session is translated between two protocols here, and would last as long as its pod is silent.
+	c.BuildHandlerChainFunc = func(handler http.Handler, c *genericapiserver.Config) http.Handler {
+		return hangup.Handler(genericapiserver.DefaultBuildHandlerChain(handler, c))
+	}
 
 	storageConfig := kubeapiserver.NewStorageFactoryConfigEffectiveVersion(c.EffectiveVersion)
 	storageConfig.APIResourceConfig = c.MergedResourceConfig

@@ -23,6 +23,7 @@ import (
 	registration "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset/typed/apiregistration/v1"
 
 	"tutti.dev/tutti/internal/api"
+	"tutti.dev/tutti/internal/api/hostprocess"
 	"tutti.dev/tutti/internal/controlplane/metrics"
 	"tutti.dev/tutti/internal/controlplane/pki"
 )
@@ -51,9 +52,10 @@ func bootstrap(ctx context.Context, client kubernetes.Interface, cfg Config) err
 			return fmt.Errorf("apply cluster role binding %s: %w", *b.Name, err)
 		}
 	}
-	container := applynode.RuntimeClass("container").WithHandler("container")
-	if _, err := client.NodeV1().RuntimeClasses().Apply(ctx, container, force); err != nil {
-		return fmt.Errorf("apply runtime class container: %w", err)
+	for _, handler := range []string{"container", hostprocess.Handler} {
+		if _, err := client.NodeV1().RuntimeClasses().Apply(ctx, applynode.RuntimeClass(handler).WithHandler(handler), force); err != nil {
+			return fmt.Errorf("apply runtime class %s: %w", handler, err)
+		}
 	}
 	if _, err := client.StorageV1().StorageClasses().Apply(ctx, localStorage(), force); err != nil {
 		return fmt.Errorf("apply storage class local: %w", err)
@@ -145,6 +147,8 @@ func ownRoles() []*applyrbac.ClusterRoleApplyConfiguration {
 		// What is mirrored, everybody may have whose pods may.
 		applyrbac.ClusterRole("tutti:registry-mirrors").
 			WithRules(rule([]string{api.RegistryGroup}, []string{api.MirrorResource}, "get")),
+		// A node asks again what admission has asked: whether a namespace may run processes of the host.
+		applyrbac.ClusterRole("tutti:node-namespaces").WithRules(rule([]string{""}, []string{"namespaces"}, "get")),
 		applyrbac.ClusterRole(DNSUser).WithRules(
 			rule([]string{""}, []string{"services"}, "list", "watch"),
 			rule([]string{"discovery.k8s.io"}, []string{"endpointslices"}, "list", "watch"),
@@ -186,6 +190,7 @@ func ownBindings() []*applyrbac.ClusterRoleBindingApplyConfiguration {
 		bind("tutti:node-services", rbacv1.GroupKind, user.NodesGroup, "system:node-proxier"),
 		bind("tutti:node-volumes", rbacv1.GroupKind, user.NodesGroup, VolumesUser),
 		bind("tutti:registry-pull", rbacv1.GroupKind, user.NodesGroup, "tutti:registry-pull"),
+		bind("tutti:node-namespaces", rbacv1.GroupKind, user.NodesGroup, "tutti:node-namespaces"),
 		bind("tutti:registry-mirrors", rbacv1.GroupKind, user.AllAuthenticated, "tutti:registry-mirrors"),
 		bind("tutti:kubelet-api-admin", rbacv1.UserKind, pki.KubeletClientName, "system:kubelet-api-admin"),
 	}

@@ -100,6 +100,7 @@ func TestControlPlane(t *testing.T) {
 		{"watch latency", p.latency},
 		{"volume latency", p.volumeLatency},
 		{"node ranges", p.nodeRanges},
+		{"host access", p.hostAccess},
 		{"secret", p.secret},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, ctx) })
@@ -235,8 +236,10 @@ func (p *probe) bootstrapObjects(t *testing.T, ctx context.Context) {
 	if err != nil || class.Provisioner != Provisioner || class.Annotations["storageclass.kubernetes.io/is-default-class"] != "true" {
 		t.Errorf("storage class: %+v, %v", class, err)
 	}
-	if c, err := p.admin.NodeV1().RuntimeClasses().Get(ctx, "container", metav1.GetOptions{}); err != nil || c.Handler != "container" {
-		t.Errorf("runtime class: %+v, %v", c, err)
+	for _, name := range []string{"container", "process"} {
+		if c, err := p.admin.NodeV1().RuntimeClasses().Get(ctx, name, metav1.GetOptions{}); err != nil || c.Handler != name {
+			t.Errorf("runtime class %s: %+v, %v", name, c, err)
+		}
 	}
 	eventually(t, ctx, "the API's own service", func() (bool, error) {
 		api, err := p.admin.CoreV1().Services("default").Get(ctx, "kubernetes", metav1.GetOptions{})

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
@@ -140,6 +141,23 @@ func registryClient(config *tls.Config) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
+// removeNameless removes unfinished blobs that do not say which they are: they
+// were being made or removed when the last process was killed, and a collection
+// passes over them.
+func removeNameless(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		blob := filepath.Join(dir, e.Name())
+		if ref, rerr := os.ReadFile(filepath.Join(blob, "ref")); len(ref) == 0 && (rerr == nil || errors.Is(rerr, fs.ErrNotExist)) {
+			err = errors.Join(err, os.RemoveAll(blob))
+		}
+	}
+	return err
+}
+
 // openStores opens the two databases and reads each once: a damaged one must
 // be found here, not by the first pod.
 func (l *Local) openStores() (err error) {
@@ -164,6 +182,9 @@ func (l *Local) openStores() (err error) {
 	}()
 	l.bolt, err = bolt.Open(names, 0o600, &bolt.Options{Timeout: lockTimeout, NoStatistics: true})
 	if err != nil {
+		return err
+	}
+	if err := removeNameless(filepath.Join(l.dir, "content", "ingest")); err != nil {
 		return err
 	}
 	blobs, err := local.NewStore(filepath.Join(l.dir, "content"))

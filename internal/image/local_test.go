@@ -706,6 +706,11 @@ func TestKilledWhileImporting(t *testing.T) {
 	})
 	child.Process.Kill()
 	child.Wait()
+	// One that was killed a moment later or earlier.
+	nameless := filepath.Join(dir, "content", "ingest", "nameless")
+	if err := errors.Join(os.Mkdir(nameless, 0o755), os.WriteFile(filepath.Join(nameless, "startedat"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
 
 	l := open(t, dir)
 	if all, err := l.List(t.Context()); err != nil || len(all) != 1 || all[0].Name != "docker.io/library/kept:latest" {

@@ -142,6 +142,7 @@ func (c *Client) settle(w *protocol.Workload) {
 	w.ExitCode, w.Signal = int32(exit.ExitStatus()), 0
 	if exit.Signaled() {
 		w.ExitCode, w.Signal = 128+int32(exit.Signal()), int32(exit.Signal())
+		w.CoreDumped = exit.CoreDump()
 	}
 }
 

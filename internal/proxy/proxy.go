@@ -138,7 +138,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 	nodeInformer := nodes.Core().V1().Nodes()
 	nodeConfig := proxyconfig.NewNodeConfig(ctx, nodeInformer, 0)
 	nodeConfig.RegisterEventHandler(node)
+	// It hears of a change before the proxier writes it.
+	settling := newSettling(func() time.Time { return health.Health().LastUpdated }, proxier.Sync)
 	topology := proxyconfig.NewNodeTopologyConfig(ctx, nodeInformer, 0)
+	topology.RegisterEventHandler(settling)
 	topology.RegisterEventHandler(proxier)
 
 	ranges := p.informers(nil)
@@ -156,8 +159,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 	sliceConfig := proxyconfig.NewEndpointSliceConfig(ctx, slices.Discovery().V1().EndpointSlices(), 0)
 	local := newLoopback(ctx, p.cfg.NodeIP, p.cfg.Log)
 	defer local.close()
+	serviceConfig.RegisterEventHandler(settling)
 	serviceConfig.RegisterEventHandler(proxier)
 	serviceConfig.RegisterEventHandler(local)
+	sliceConfig.RegisterEventHandler(settling)
 	sliceConfig.RegisterEventHandler(proxier)
 
 	var group sync.WaitGroup
@@ -171,6 +176,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	for _, f := range all {
 		f.StartWithContext(ctx)
 	}
+	group.Go(func() { settling.run(ctx) })
 	group.Go(func() { nodeConfig.Run(ctx.Done()) })
 	group.Go(func() { rangeConfig.Run(ctx.Done()) })
 	for _, f := range first {

@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -195,6 +197,9 @@ func testServices(t *testing.T) {
 		service("self", "10.43.0.22", 0), slice("self", client.IPs[0]),
 		service("empty", "10.43.0.23", 30081), slice("empty"),
 	)
+	// What a proxy that was killed left of a Service that is gone.
+	const left = "service-LEFTOVER-default/gone/tcp/http"
+	nft(t, "add table ip kube-proxy; add chain ip kube-proxy "+left)
 	p := New(Config{
 		Client: cluster, NodeName: "node", NodeIP: netip.MustParseAddr("192.0.2.1"),
 		ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), Log: log,
@@ -280,6 +285,20 @@ func testServices(t *testing.T) {
 	}
 	eventually(t, "a Service goes", func() bool { _, _, err := ask(away, "192.0.2.1:30080"); return err != nil })
 	eventually(t, "it goes from loopback", func() bool { return refused(here, "127.0.0.1:30080") })
+	// Nothing changes any more.
+	eventually(t, "nothing is left of Services that are gone", func() bool {
+		rules := nft(t, "list table ip kube-proxy")
+		return !strings.Contains(rules, left) && !strings.Contains(rules, "default/web/")
+	})
+}
+
+func nft(t *testing.T, commands string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "nft", commands).CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft %s: %v\n%s", commands, err, out)
+	}
+	return string(out)
 }
 
 func TestSupported(t *testing.T) {

@@ -1,5 +1,5 @@
 // Package runtime is the contract between the agent and the things that can
-// run a workload: containers, and later plain processes and virtual machines.
+// run a workload: containers, plain processes, and later virtual machines.
 // It knows nothing of Kubernetes; the agent translates.
 //
 // Vocabulary. A Pod here is the ground that workloads of one Kubernetes pod
@@ -101,6 +101,8 @@ type Pod struct {
 	// HostIPC and HostPID use the machine's namespace. SharePID gives all
 	// workloads one PID namespace with a small init that reaps.
 	HostIPC, HostPID, SharePID bool
+	// HostUTS leaves the pod's programs the machine's host name.
+	HostUTS bool
 	// Cgroup is the pod's group below the runtime's root: "burstable/pod<uid>".
 	Cgroup string
 	// Resources limits the pod as a whole; zero fields do not limit.
@@ -131,7 +133,10 @@ type UserNamespaces interface {
 type Workload struct {
 	ID
 	// Layers are the directories of the image's file system, lowest first.
-	Layers       []string
+	Layers []string
+	// Machine, when not "", gives the workload the machine's own file system
+	// in the place of Layers and says what writes outside of Mounts do.
+	Machine      MachineRoot `json:",omitempty"`
 	ReadOnlyRoot bool
 
 	Args []string
@@ -158,6 +163,13 @@ type Workload struct {
 	AppArmor string
 	// Unmasked leaves /proc and /sys unmasked (procMount: Unmasked).
 	Unmasked bool
+	// Landlock, when not nil, is all of the file system that the workload may
+	// use. It implies NoNewPrivileges.
+	Landlock *Landlock `json:",omitempty"`
+
+	Rlimits []Rlimit    `json:",omitempty"`
+	Nice    *int        `json:",omitempty"` // -20 to 19
+	IO      *IOPriority `json:",omitempty"`
 
 	Mounts      []Mount
 	Devices     []Device
@@ -183,6 +195,37 @@ type Workload struct {
 
 	// Labels are kept with the workload and returned in its Status.
 	Labels map[string]string
+}
+
+// MachineRoot says what writes of a workload do in the machine's own file
+// system.
+type MachineRoot string
+
+const (
+	// SharedRoot writes to the machine.
+	SharedRoot MachineRoot = "shared"
+	// ReadOnlyRoot fails with EROFS, but in /tmp, /var/tmp and /run, where new
+	// files are the attempt's own.
+	ReadOnlyRoot MachineRoot = "readonly"
+	// OverlayRoot keeps what is written in memory, with the attempt.
+	OverlayRoot MachineRoot = "overlay"
+)
+
+// Landlock are the files and directories, with what is below them, that a
+// workload may read and execute, and those that it may write to as well.
+type Landlock struct{ ReadOnly, ReadWrite []string }
+
+// Rlimit is a limit of setrlimit(2); Name is as "RLIMIT_NOFILE".
+type Rlimit struct {
+	Name       string
+	Soft, Hard uint64
+}
+
+// IOPriority is as of ioprio_set(2): Class is "realtime", "best-effort" or
+// "idle", Level 0 (first) to 7.
+type IOPriority struct {
+	Class string
+	Level int
 }
 
 // Mount binds Source into the workload at Target.
@@ -233,6 +276,7 @@ type Status struct {
 	ExitCode   int // 128+signal when a signal ended it
 	Signal     syscall.Signal
 	OOMKilled  bool
+	CoreDumped bool // or given to who asks for dumps, core(5)
 	// Unknown says that nobody saw the exit: ExitCode is then 255 and made up
 	// by no one's guess about success.
 	Unknown bool

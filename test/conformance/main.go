@@ -30,6 +30,7 @@ type judge struct {
 	upstream string // directory of the module k8s.io/kubernetes
 	procs    int
 	limit    time.Duration
+	class    string // that all pods of the cases are forced into, "" for none
 	results  *results
 }
 
@@ -50,6 +51,7 @@ func main() {
 	flag.StringVar(&j.upstream, "upstream", "", "directory of the module k8s.io/kubernetes")
 	flag.IntVar(&j.procs, "procs", 8, "cases at once; those that want to be alone are")
 	flag.DurationVar(&j.limit, "limit", 24*time.Minute, "end after this time; a later run goes on")
+	flag.StringVar(&j.class, "class", "", "RuntimeClass that all pods of the cases are forced into; results are kept apart")
 	var c choice
 	flag.StringVar(&c.focus, "focus", `\[Conformance\]`, "regular expression of cases")
 	flag.StringVar(&c.skip, "skip", "", "regular expression of cases to leave out")
@@ -72,10 +74,17 @@ func (j *judge) run(ctx context.Context, c choice, page string) (err error) {
 			return err
 		}
 	}
-	if j.results, err = openResults(filepath.Join(j.dir, "results.jsonl")); err != nil {
+	file := "results.jsonl"
+	if j.class != "" {
+		file = "results-" + j.class + ".jsonl"
+	}
+	if j.results, err = openResults(filepath.Join(j.dir, file)); err != nil {
 		return err
 	}
 	defer j.results.close()
+	if page != "" && j.class != "" {
+		return errors.New("the page is about pods as the cases make them; leave -class out")
+	}
 	if page != "" {
 		all, err := j.cases(ctx, ".", "")
 		if err != nil {
@@ -152,6 +161,11 @@ func (j *judge) judge(ctx context.Context, cases []string) (err error) {
 	// Cases run a registry of their own on port 5000 of the node.
 	if r := m.Tutti("up", "--registry-port=5001"); r.Err != nil {
 		return errors.New(r.String())
+	}
+	if j.class != "" {
+		if err := force(m, j.class); err != nil {
+			return err
+		}
 	}
 	fmt.Printf("running %d cases, %d at once, without %d of the suite's images; logs: %s\n", len(cases), j.procs, len(without), logs)
 	if err := j.suite(ctx, m, cases, logs); err != nil {

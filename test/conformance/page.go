@@ -170,6 +170,7 @@ one throwaway machine. What stands below the name of a case is written by people
     make conformance FOCUS='Probing container'    cases by a regular expression, also such as are not [Conformance]
     make conformance SKIP='\[Serial\]' AGAIN=1    without some; those too that have passed before
     make conformance EACH=2                       two cases of each area
+    make conformance CLASS=process                with all pods forced into a RuntimeClass; its results are kept apart
     make conformance-ci                           what CI runs: two of each area, none that mostly waits or wants to be alone
 
 CI takes two of each area because an area is a feature, and what breaks a feature rarely spares two of its cases: 137 cases in two

@@ -18,7 +18,7 @@ import (
 
 // speaking are the rooms whose errors, refusals and events reach people: at
 // the terminal, in the log, in `kubectl describe`.
-var speaking = []string{"agent", "api", "app", "cli", "controlplane", "daemon", "image", "network", "proxy", "runtime", "volume"}
+var speaking = []string{"agent", "api", "app", "cli", "controlplane", "daemon", "image", "importer", "network", "proxy", "runtime", "volume"}
 
 // speakers make messages: of the strings they are given, the first that is
 // more than a word.
@@ -191,7 +191,7 @@ func expected(t *testing.T) string {
 // What the rooms at the terminal say is the last word: it tells what to do.
 func TestMessagesNameTheCure(t *testing.T) {
 	for _, m := range messages(t) {
-		if slices.Contains([]string{"api", "app", "cli", "daemon"}, m.room) && !m.cures() {
+		if slices.Contains([]string{"api", "app", "cli", "daemon", "importer"}, m.room) && !m.cures() {
 			t.Errorf("%s says %q: go on after a semicolon and say what to do", m.at, m.text)
 		}
 	}

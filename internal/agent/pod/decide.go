@@ -7,6 +7,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
+	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 
 	"tutti.dev/tutti/internal/runtime"
 )
@@ -170,8 +171,9 @@ func (d *decider) initialized() bool {
 func (d *decider) finish() {
 	o := d.o
 	switch {
-	case !o.Closed:
+	case !o.Closed && d.mayForget():
 		d.step(Step{Do: Close})
+	case !o.Closed:
 	case o.Gone:
 		d.Done = true
 	case o.Pod.DeletionTimestamp != nil && podutil.IsPodPhaseTerminal(o.Pod.Status.Phase):
@@ -179,6 +181,16 @@ func (d *decider) finish() {
 		// the outcome has then had a chance to see it.
 		d.step(Step{Do: Delete})
 	}
+}
+
+// mayForget says whether the machine may forget what ran. When a pod has come
+// to its end that is not before the API knows: an agent that starts in between
+// would find a pod that has yet to run. The others are not run again, or must
+// make room for the API to write anything at all; of a static pod it tells only.
+func (d *decider) mayForget() bool {
+	o := d.o
+	return podutil.IsPodPhaseTerminal(o.Pod.Status.Phase) || o.Gone || o.Pod.DeletionTimestamp != nil ||
+		o.Refusal != nil || o.Evicted != nil || kubetypes.IsStaticPod(o.Pod)
 }
 
 // run brings the pod forward.

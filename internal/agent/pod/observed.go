@@ -29,7 +29,6 @@ const Scheme = "tutti://"
 const (
 	LabelNamespace = "tutti.dev/pod-namespace"
 	LabelPod       = "tutti.dev/pod-name"
-	LabelGrace     = "tutti.dev/grace-seconds"
 	LabelImage     = "tutti.dev/image"     // as the pod's specification names it
 	LabelImageID   = "tutti.dev/image-id"  // repository@digest
 	LabelResources = "tutti.dev/resources" // ResourceKey at start

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -169,6 +171,9 @@ func write(pod *v1.Pod, dir string, payload map[string]volumeutil.FileProjection
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
+	if err := removeHalves(dir); err != nil {
+		return err
+	}
 	w, err := volumeutil.NewAtomicWriter(dir, "pod "+string(pod.UID))
 	if err != nil {
 		return err
@@ -176,6 +181,34 @@ func write(pod *v1.Pod, dir string, payload map[string]volumeutil.FileProjection
 	return w.Write(payload, func(string) error {
 		return ownedAnew(pod, dir)
 	})
+}
+
+// What upstream's writer makes besides what the pod sees: a link to the
+// directory of the files, and those that it makes on the way.
+const (
+	hidden  = ".."
+	current = "..data"
+)
+
+// removeHalves removes what a writer has left that was killed: upstream's
+// stumbles over its own link and never looks for its own directories.
+func removeHalves(dir string) error {
+	target, err := os.Readlink(filepath.Join(dir, current))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if name := e.Name(); strings.HasPrefix(name, hidden) && name != current && name != target {
+			if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // ownedAnew is owned whatever the pod's policy is: the files are new, though

@@ -161,12 +161,22 @@ func TestFiles(t *testing.T) {
 		t.Error("a secret is on a disk")
 	}
 
+	// A writer that was killed leaves its link and its directory.
+	halves := []string{at("down") + "/..data_tmp", at("down") + "/..2026_01_02_03_04_05.6"}
+	must(t, os.Mkdir(halves[1], 0o755))
+	must(t, os.Symlink(filepath.Base(halves[1]), halves[0]))
+
 	// Idempotent, and brings the downward API up to date.
 	again := pod.DeepCopy()
 	again.Labels["app"] = "other"
 	must(t, m.Prepare(t.Context(), again))
 	if got := content(t, at("down"), "labels"); got != `app="other"` {
 		t.Errorf("labels: %s", got)
+	}
+	for _, half := range halves {
+		if _, err := os.Lstat(half); !os.IsNotExist(err) {
+			t.Errorf("%s is still there: %v", half, err)
+		}
 	}
 	if got := content(t, at("api"), "token"); got != "token-1" {
 		t.Errorf("a new token without need: %s", got)

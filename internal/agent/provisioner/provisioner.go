@@ -5,12 +5,16 @@ package provisioner
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -18,6 +22,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -94,6 +99,17 @@ func Run(ctx context.Context, cfg Config) error {
 			return fmt.Errorf("start the provisioner of local volumes: %w", err)
 		}
 	}
+	// A claim that goes may leave the directory of a volume that never was.
+	if _, err := claims.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(obj any) {
+		if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+			obj = gone.Obj
+		}
+		if claim, ok := obj.(*v1.PersistentVolumeClaim); ok {
+			p.queue.Add(item{name: volumeName(claim.UID)})
+		}
+	}}); err != nil {
+		return fmt.Errorf("start the provisioner of local volumes: %w", err)
+	}
 	// A claim may come before its class.
 	if _, err := classes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) {
 		all, _ := p.claims.List(labels.Everything())
@@ -114,6 +130,14 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	stop := context.AfterFunc(ctx, p.queue.ShutDown)
 	defer stop()
+	// So may one that was killed between the directory and its volume.
+	entries, err := os.ReadDir(cfg.Dir)
+	if err != nil {
+		return fmt.Errorf("start the provisioner of local volumes: %w", err)
+	}
+	for _, e := range entries {
+		p.queue.Add(item{name: e.Name()})
+	}
 	// Deleting the data of one volume may take long.
 	var workers sync.WaitGroup
 	for range 4 {
@@ -193,7 +217,7 @@ func (p *provisioner) provision(ctx context.Context, it item) error {
 	}
 	_, err = p.Client.CoreV1().PersistentVolumes().Create(ctx, pv, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
-		return nil
+		return p.abandon(ctx, pv.Name) // unless it is the one that is there
 	}
 	if err != nil {
 		return fmt.Errorf("create the volume of claim %s/%s: %w", it.namespace, it.name, err)
@@ -257,7 +281,7 @@ func refuse(claim *v1.PersistentVolumeClaim) string {
 }
 
 func (p *provisioner) volumeFor(claim *v1.PersistentVolumeClaim, class *storagev1.StorageClass) *v1.PersistentVolume {
-	name := "pvc-" + string(claim.UID)
+	name := volumeName(claim.UID)
 	return &v1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:        name,
@@ -282,6 +306,11 @@ func (p *provisioner) volumeFor(claim *v1.PersistentVolumeClaim, class *storagev
 	}
 }
 
+const volumePrefix = "pvc-"
+
+// volumeName is the name of the volume that is made for a claim.
+func volumeName(claim types.UID) string { return volumePrefix + string(claim) }
+
 // makeDir makes a directory that a program of any user can write to, as it
 // could to a disk of its own. Nobody else gets this far: the data directory
 // is root's.
@@ -297,13 +326,16 @@ func makeDir(dir string) error {
 func (p *provisioner) deleteReleased(ctx context.Context, it item) error {
 	pv, err := p.volumes.Get(it.name)
 	if apierrors.IsNotFound(err) {
-		return nil
+		return p.abandon(ctx, it.name)
 	}
 	if err != nil {
 		return err
 	}
-	if pv.Annotations[provisionedBy] != Name || !p.here(pv) {
+	if pv.Annotations[provisionedBy] != Name {
 		return nil
+	}
+	if !p.here(pv) {
+		return p.abandon(ctx, it.name)
 	}
 	released := pv.Status.Phase == v1.VolumeReleased || pv.Status.Phase == v1.VolumeFailed
 	remove := released && pv.Spec.PersistentVolumeReclaimPolicy == v1.PersistentVolumeReclaimDelete
@@ -336,16 +368,73 @@ func (p *provisioner) deleteReleased(ctx context.Context, it item) error {
 	return nil
 }
 
+// abandon removes the directory of a volume that was never made, or was made
+// by another node, if such a directory is here. A volume that never was has
+// never been mounted: its directory is empty, and only an empty one is removed,
+// so that no data can be lost, whatever a person did with volumes by hand.
+func (p *provisioner) abandon(ctx context.Context, name string) error {
+	claim, made := strings.CutPrefix(name, volumePrefix)
+	dir := filepath.Join(p.Dir, name)
+	if _, err := os.Lstat(dir); !made || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	// The API has the last word: the volume may be newer than what is listed.
+	pv, err := p.Client.CoreV1().PersistentVolumes().Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case err == nil:
+		if node := p.maker(pv); pv.Annotations[provisionedBy] != Name || node == "" || node == p.NodeName {
+			return nil
+		}
+	case !apierrors.IsNotFound(err):
+		return fmt.Errorf("look for volume %s: %w", name, err)
+	default:
+		// Whoever waits for the volume will have it made in this directory.
+		claims, err := p.claims.List(labels.Everything())
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(claims, func(c *v1.PersistentVolumeClaim) bool { return string(c.UID) == claim }) {
+			return nil
+		}
+	}
+	// One made by hand may use what an earlier one left.
+	volumes, err := p.volumes.List(labels.Everything())
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(volumes, func(pv *v1.PersistentVolume) bool {
+		return pv.Name != name && (pv.Spec.Local != nil && filepath.Clean(pv.Spec.Local.Path) == dir || pv.Spec.HostPath != nil && filepath.Clean(pv.Spec.HostPath.Path) == dir)
+	}) {
+		return nil
+	}
+	err = os.Remove(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, syscall.EBUSY) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove the directory of a volume that was never made: %w", err)
+	}
+	p.Log.Info("removed the directory of a volume that was never made", "volume", name)
+	return nil
+}
+
 // here reports whether the volume is exactly one that this provisioner would
 // have made: what is deleted must never be another directory.
-func (p *provisioner) here(pv *v1.PersistentVolume) bool {
+func (p *provisioner) here(pv *v1.PersistentVolume) bool { return p.maker(pv) == p.NodeName }
+
+// maker is the node whose provisioner would have made exactly this volume, ""
+// if none would.
+func (p *provisioner) maker(pv *v1.PersistentVolume) string {
 	if pv.Spec.Local == nil || filepath.Base(pv.Name) != pv.Name || pv.Spec.Local.Path != filepath.Join(p.Dir, pv.Name) {
-		return false
+		return ""
 	}
 	affinity := pv.Spec.NodeAffinity
 	if affinity == nil || affinity.Required == nil || len(affinity.Required.NodeSelectorTerms) != 1 {
-		return false
+		return ""
 	}
 	expressions := affinity.Required.NodeSelectorTerms[0].MatchExpressions
-	return len(expressions) == 1 && expressions[0].Key == v1.LabelHostname && slices.Equal(expressions[0].Values, []string{p.NodeName})
+	if len(expressions) != 1 || expressions[0].Key != v1.LabelHostname || len(expressions[0].Values) != 1 {
+		return ""
+	}
+	return expressions[0].Values[0]
 }

@@ -54,6 +54,21 @@ func claim(name, class, node string) *v1.PersistentVolumeClaim {
 	return c
 }
 
+// run runs a provisioner; what it returns waits for its end.
+func run(t *testing.T, ctx context.Context, cfg Config) func() {
+	ended := make(chan error, 1)
+	go func() { ended <- Run(ctx, cfg) }()
+	return func() {
+		t.Helper()
+		select {
+		case err := <-ended:
+			must(t, err)
+		case <-time.After(20 * time.Second):
+			t.Error("the provisioner does not stop")
+		}
+	}
+}
+
 func TestProvisionAndDelete(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "volumes")
 	block := claim("block", "local", "n1")
@@ -65,17 +80,8 @@ func TestProvisionAndDelete(t *testing.T) {
 		claim("elsewhere", "local", "n2"), claim("waiting", "local", ""), claim("foreign", "other", "n1"), block,
 	)
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- Run(ctx, Config{Client: client, NodeName: "n1", Dir: dir}) }()
-	defer func() {
-		cancel()
-		select {
-		case err := <-ended:
-			must(t, err)
-		case <-time.After(20 * time.Second):
-			t.Error("the provisioner does not stop")
-		}
-	}()
+	defer run(t, ctx, Config{Client: client, NodeName: "n1", Dir: dir})()
+	defer cancel()
 	volumes := client.CoreV1().PersistentVolumes()
 	names := func() []string {
 		list, err := volumes.List(ctx, metav1.ListOptions{})
@@ -155,6 +161,56 @@ func TestProvisionAndDelete(t *testing.T) {
 	if got, want := names(), []string{"pvc-forged", "pvc-uid-kept", "pvc-uid-waiting"}; !slices.Equal(got, want) {
 		t.Errorf("volumes %q, want %q", got, want)
 	}
+}
+
+// A kill between the directory and its volume leaves the directory, and so
+// does a claim that is deleted before it has its volume.
+func TestAbandoned(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "volumes")
+	directory := func(name string, with ...string) {
+		t.Helper()
+		must(t, makeDir(filepath.Join(dir, name)))
+		for _, file := range with {
+			must(t, os.WriteFile(filepath.Join(dir, name, file), nil, 0o600))
+		}
+	}
+	volume := func(name, path, node, maker string) *v1.PersistentVolume {
+		c := claim("gone", "local", node)
+		pv := (&provisioner{Config: Config{NodeName: node, Dir: dir}}).volumeFor(c, class("local", Name, v1.PersistentVolumeReclaimRetain))
+		pv.Name, pv.Spec.Local.Path, pv.Annotations[provisionedBy], pv.Status.Phase = name, path, maker, v1.VolumeReleased
+		return pv
+	}
+	block := claim("waits", "local", "n1")
+	block.Spec.VolumeMode = ptr.To(v1.PersistentVolumeBlock) // has its directory, gets no volume
+	client := fake.NewClientset(
+		class("local", Name, v1.PersistentVolumeReclaimDelete), block,
+		volume("pvc-uid-released", filepath.Join(dir, "pvc-uid-released"), "n1", Name),
+		volume("pvc-uid-foreign", filepath.Join(dir, "pvc-uid-foreign"), "n1", "example.com/other"),
+		volume("pvc-uid-elsewhere", filepath.Join(dir, "pvc-uid-elsewhere"), "n2", Name),
+		volume("by-hand", filepath.Join(dir, "pvc-uid-again")+"/", "n1", ""),
+	)
+	for _, name := range []string{"pvc-uid-never", "pvc-uid-waits", "pvc-uid-released", "pvc-uid-foreign", "pvc-uid-elsewhere", "pvc-uid-again", "something"} {
+		directory(name)
+	}
+	// Deleted by hand, of a class that keeps data.
+	directory("pvc-uid-kept", "data")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer run(t, ctx, Config{Client: client, NodeName: "n1", Dir: dir})()
+	defer cancel()
+	names := func() []string {
+		entries, err := os.ReadDir(dir)
+		must(t, err)
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	kept := []string{"pvc-uid-again", "pvc-uid-foreign", "pvc-uid-kept", "pvc-uid-released", "pvc-uid-waits", "something"}
+	eventually(t, "what was abandoned is gone, and nothing else", func() bool { return slices.Equal(names(), kept) })
+	must(t, client.CoreV1().PersistentVolumeClaims("ns").Delete(ctx, "waits", metav1.DeleteOptions{}))
+	kept = slices.DeleteFunc(kept, func(name string) bool { return name == "pvc-uid-waits" })
+	eventually(t, "what waited is gone, and nothing else", func() bool { return slices.Equal(names(), kept) })
 }
 
 func TestRefuse(t *testing.T) {

@@ -26,6 +26,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/metrics/collectors"
 
 	"tutti.dev/tutti/internal/api"
+	"tutti.dev/tutti/internal/host/hangup"
 	"tutti.dev/tutti/internal/runtime"
 )
 
@@ -104,13 +105,16 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("GET /pods/", s.pods)
 	mux.HandleFunc("GET /runningpods/", s.runningPods)
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", s.logs)
+	attach, portForward := hangup.Handler(http.HandlerFunc(s.attach)), hangup.Handler(http.HandlerFunc(s.portForward))
 	for _, method := range []string{"GET", "POST"} {
 		mux.HandleFunc(method+" /exec/{namespace}/{pod}/{container}", s.exec)
 		mux.HandleFunc(method+" /exec/{namespace}/{pod}/{uid}/{container}", s.exec)
-		mux.HandleFunc(method+" /attach/{namespace}/{pod}/{container}", s.attach)
-		mux.HandleFunc(method+" /attach/{namespace}/{pod}/{uid}/{container}", s.attach)
-		mux.HandleFunc(method+" /portForward/{namespace}/{pod}", s.portForward)
-		mux.HandleFunc(method+" /portForward/{namespace}/{pod}/{uid}", s.portForward)
+		// These end with their client. A program of exec goes on without, as
+		// under a kubelet, until it ends or finds that nobody listens.
+		mux.Handle(method+" /attach/{namespace}/{pod}/{container}", attach)
+		mux.Handle(method+" /attach/{namespace}/{pod}/{uid}/{container}", attach)
+		mux.Handle(method+" /portForward/{namespace}/{pod}", portForward)
+		mux.Handle(method+" /portForward/{namespace}/{pod}/{uid}", portForward)
 	}
 	mux.HandleFunc("GET /stats/summary", s.summary)
 	for path, collector := range map[string]metrics.StableCollector{

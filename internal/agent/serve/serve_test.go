@@ -70,6 +70,8 @@ type host struct {
 	pods   []*v1.Pod
 	status map[runtime.ID]runtime.Status
 	netns  string
+	// silent pods take and say nothing; it is told how an attachment ended.
+	silent chan error
 }
 
 func (h *host) Pods() []*v1.Pod { return h.pods }
@@ -111,8 +113,13 @@ func (h *host) Exec(ctx context.Context, _ runtime.ID, e runtime.Exec) (int, err
 	return 0, err
 }
 
-func (h *host) Attach(_ context.Context, _ runtime.ID, s runtime.Streams) error {
+func (h *host) Attach(ctx context.Context, _ runtime.ID, s runtime.Streams) error {
 	fmt.Fprintln(s.Stdout, "attached")
+	if h.silent != nil {
+		<-ctx.Done()
+		h.silent <- ctx.Err()
+		return ctx.Err()
+	}
 	_, err := io.Copy(s.Stdout, s.Stdin)
 	return err
 }
@@ -466,6 +473,41 @@ func TestExec(t *testing.T) {
 			t.Errorf("%q", out.String())
 		}
 	})
+}
+
+// The client of an attachment is killed; its pod says nothing, so that nobody
+// would find out by writing to it.
+func TestAttachCutOff(t *testing.T) {
+	f := newFixture(t)
+	f.silent = make(chan error, 1)
+	for name, stdin := range map[string]io.Reader{"output only": nil, "stdin": strings.NewReader("hello")} {
+		t.Run(name, func(t *testing.T) {
+			query := url.Values{"output": {"1"}}
+			if stdin != nil {
+				query.Set("input", "1")
+			}
+			u, err := url.Parse(f.url + "/attach/ns/p/c?" + query.Encode())
+			must(t, err)
+			executor, err := remotecommand.NewSPDYExecutor(f.as("admin"), "POST", u)
+			must(t, err)
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
+			defer cancel()
+			out := writer(func([]byte) { cancel() })
+			_ = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: out})
+			select {
+			case <-f.silent:
+			case <-time.After(limit):
+				t.Fatal("the attachment goes on without its client")
+			}
+		})
+	}
+}
+
+type writer func([]byte)
+
+func (w writer) Write(p []byte) (int, error) {
+	w(p)
+	return len(p), nil
 }
 
 type sizeQueue []remotecommand.TerminalSize

@@ -63,7 +63,11 @@ func (s session) ExecInContainer(ctx context.Context, _, _, _ string, argv []str
 }
 
 func (s session) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, errOut io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
-	return s.runtime.Attach(ctx, s.id, s.streams(ctx, in, out, errOut, resize))
+	err := s.runtime.Attach(ctx, s.id, s.streams(ctx, in, out, errOut, resize))
+	if ctx.Err() != nil {
+		return nil // the client has gone: there is nobody to tell
+	}
+	return err
 }
 
 // streams leaves out those that the client did not ask for: over a WebSocket
@@ -119,22 +123,25 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	portforward.ServePortForward(w, r, forwarder{netns}, pod.Name, string(pod.UID), options,
+	portforward.ServePortForward(w, r, forwarder{r.Context(), netns}, pod.Name, string(pod.UID), options,
 		idle, remotecommand.DefaultStreamCreationTimeout, portforward.SupportedProtocols)
 }
 
 // forwarder connects to what listens on a pod's own loopback address, where
 // programs also listen that nobody else should reach.
-type forwarder struct{ netns string }
+type forwarder struct {
+	ctx   context.Context // of the session: the library gives a connection none
+	netns string
+}
 
-func (f forwarder) PortForward(ctx context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
+func (f forwarder) PortForward(_ context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
 	defer stream.Close()
-	conn, err := dialIn(ctx, f.netns, port)
+	conn, err := dialIn(f.ctx, f.netns, port)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close(); stream.Close() })
+	stop := context.AfterFunc(f.ctx, func() { conn.Close(); stream.Close() })
 	defer stop()
 
 	sent := make(chan error, 1)

@@ -114,6 +114,9 @@ type Input struct {
 	Devices   []runtime.Device
 	// JoinPID is the run whose processes an ephemeral container asks to see.
 	JoinPID *runtime.ID
+	// Process says that it is to be a process of the machine, OnMachine that
+	// it has the machine's file system too.
+	Process, OnMachine bool
 }
 
 // Workload translates one run of a container. The text of an error is meant
@@ -170,6 +173,9 @@ func Workload(in Input, m Machine) (runtime.Workload, error) {
 	if w.Privileged {
 		w.Seccomp = "" // as every container engine has it
 	}
+	if in.Process {
+		return process(w, in)
+	}
 	return w, nil
 }
 
@@ -184,9 +190,6 @@ func Labels(p *v1.Pod, c *v1.Container, imageID, ground string, round int) map[s
 	}
 	if ground != "" {
 		l[pod.LabelGround] = ground
-	}
-	if s := p.Spec.TerminationGracePeriodSeconds; s != nil {
-		l[pod.LabelGrace] = strconv.FormatInt(*s, 10)
 	}
 	if round > 0 {
 		l[pod.LabelRound] = strconv.Itoa(round)

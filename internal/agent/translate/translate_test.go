@@ -52,6 +52,7 @@ func TestGolden(t *testing.T) {
 				w, err := Workload(Input{
 					Pod: &p, Container: c, Image: image.Image{Config: image.Config{User: "app:staff", WorkingDir: "/home", StopSignal: "SIGQUIT"}},
 					ImageID: "repo@sha256:1", Layers: []string{"/l"}, Args: []string{"/bin/app"}, Env: []string{"A=1"},
+					Process: p.Spec.RuntimeClassName != nil, OnMachine: c.Image == "host",
 				}, m)
 				if err != nil {
 					out.Errors = append(out.Errors, err.Error())

@@ -155,6 +155,35 @@ func Unmount(path string) error {
 	}
 }
 
+// Mounted is one mount of this process's mount namespace.
+type Mounted struct {
+	Path    string
+	Type    string   // of the file system
+	Options []string // of this mount: "ro", "nosuid", …
+}
+
+// List lists what is mounted, in the order of mounting.
+func List() ([]Mounted, error) {
+	f, err := os.Open("/proc/thread-self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var list []Mounted
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		own, rest, ok := strings.Cut(lines.Text(), " - ")
+		fields := strings.Fields(own)
+		if !ok || len(fields) < 6 {
+			continue
+		}
+		kind, _, _ := strings.Cut(rest, " ")
+		list = append(list, Mounted{Path: unescape.Replace(fields[4]), Type: kind, Options: strings.Split(fields[5], ",")})
+	}
+	return list, lines.Err()
+}
+
 // Below lists what is mounted on dir or below it, in the order of mounting.
 func Below(dir string) ([]string, error) {
 	dir, err := filepath.EvalSymlinks(dir)
@@ -164,25 +193,14 @@ func Below(dir string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open("/proc/thread-self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
+	all, err := List()
 	var found []string
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		fields := strings.SplitN(lines.Text(), " ", 6)
-		if len(fields) < 6 {
-			continue
-		}
-		path := unescape.Replace(fields[4])
-		if path == dir || strings.HasPrefix(path, dir+"/") {
-			found = append(found, path)
+	for _, m := range all {
+		if m.Path == dir || strings.HasPrefix(m.Path, dir+"/") {
+			found = append(found, m.Path)
 		}
 	}
-	return found, lines.Err()
+	return found, err
 }
 
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

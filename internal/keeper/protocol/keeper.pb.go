@@ -311,10 +311,12 @@ type Workload struct {
 	StartedUnixNano  int64  `protobuf:"varint,6,opt,name=started_unix_nano,json=startedUnixNano,proto3" json:"started_unix_nano,omitempty"`
 	FinishedUnixNano int64  `protobuf:"varint,7,opt,name=finished_unix_nano,json=finishedUnixNano,proto3" json:"finished_unix_nano,omitempty"`
 	// Exit code, 128+signal when a signal ended it; 255 when unknown.
-	ExitCode      int32 `protobuf:"varint,8,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
-	Signal        int32 `protobuf:"varint,9,opt,name=signal,proto3" json:"signal,omitempty"`
-	OomKilled     bool  `protobuf:"varint,10,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`
-	Unknown       bool  `protobuf:"varint,11,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	ExitCode  int32 `protobuf:"varint,8,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
+	Signal    int32 `protobuf:"varint,9,opt,name=signal,proto3" json:"signal,omitempty"`
+	OomKilled bool  `protobuf:"varint,10,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`
+	Unknown   bool  `protobuf:"varint,11,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	// The kernel wrote its memory, or gave it to who asked for it (core(5)).
+	CoreDumped    bool `protobuf:"varint,12,opt,name=core_dumped,json=coreDumped,proto3" json:"core_dumped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -422,6 +424,13 @@ func (x *Workload) GetOomKilled() bool {
 func (x *Workload) GetUnknown() bool {
 	if x != nil {
 		return x.Unknown
+	}
+	return false
+}
+
+func (x *Workload) GetCoreDumped() bool {
+	if x != nil {
+		return x.CoreDumped
 	}
 	return false
 }
@@ -1270,7 +1279,7 @@ const file_keeper_proto_rawDesc = "" +
 	"\aprogram\x18\x06 \x01(\tR\aprogram\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe6\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x87\x03\n" +
 	"\bWorkload\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x125\n" +
 	"\benvelope\x18\x02 \x01(\v2\x19.tutti.keeper.v1.EnvelopeR\benvelope\x12\x18\n" +
@@ -1285,7 +1294,9 @@ const file_keeper_proto_rawDesc = "" +
 	"\n" +
 	"oom_killed\x18\n" +
 	" \x01(\bR\toomKilled\x12\x18\n" +
-	"\aunknown\x18\v \x01(\bR\aunknown\"!\n" +
+	"\aunknown\x18\v \x01(\bR\aunknown\x12\x1f\n" +
+	"\vcore_dumped\x18\f \x01(\bR\n" +
+	"coreDumped\"!\n" +
 	"\x0fWorkloadRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"3\n" +
 	"\rRemoveRequest\x12\x0e\n" +

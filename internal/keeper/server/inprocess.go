@@ -4,7 +4,6 @@ package server
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +13,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"tutti.dev/tutti/internal/host/process"
 )
 
 // inProcess is libcontainer within the keeper, which saves starting a program.
@@ -26,7 +27,7 @@ func (e inProcess) start(w *workload, _ *specs.Spec, config *configs.Config, p *
 	if err != nil {
 		return 0, fmt.Errorf("create container: %w", err)
 	}
-	pid, err := run(container, process)
+	pid, err := begin(w, container, process)
 	if err != nil {
 		// A container that got as far as waiting for its start is killed.
 		if p, perr := process.Pid(); perr == nil && p > 0 {
@@ -45,22 +46,38 @@ func run(container *libcontainer.Container, process *libcontainer.Process) (int,
 	return process.Pid()
 }
 
-func (e inProcess) started(w *workload) bool {
-	var state struct {
-		Pid   int    `json:"init_process_pid"`
-		Start uint64 `json:"init_process_start"`
+// begin makes a container's first process, records it and only then lets the
+// workload's program begin: what has begun is on record, so that no keeper
+// begins it again.
+func begin(w *workload, container *libcontainer.Container, first *libcontainer.Process) (pid int, err error) {
+	if err := container.Start(first); err != nil {
+		return 0, err
 	}
-	data, err := os.ReadFile(filepath.Join(e.dir, w.rec.ID, "state.json"))
-	if err != nil || json.Unmarshal(data, &state) != nil || w.rec.Boot != bootID() {
+	if pid, err = first.Pid(); err == nil {
+		err = w.recordCreated(pid)
+	}
+	if err == nil {
+		err = container.Exec()
+	}
+	return pid, err
+}
+
+// started tells whether the program was let begin, that is, whether its process
+// does not wait for it any more. One that has ended since may have run.
+func (e inProcess) started(w *workload) bool {
+	if w.rec.Phase != created || w.rec.Boot != bootID() {
 		return false
 	}
-	w.rec.PID, w.rec.StartTicks = state.Pid, state.Start
 	if _, err := os.Stat(filepath.Join(e.dir, w.rec.ID, "exec.fifo")); err != nil {
 		return true
 	}
 	// The program is executed before the FIFO is removed.
-	name, err := os.ReadFile("/proc/" + strconv.Itoa(state.Pid) + "/comm")
-	return err == nil && !bytes.HasPrefix(name, []byte("runc:["))
+	name, err := os.ReadFile("/proc/" + strconv.Itoa(w.rec.PID) + "/comm")
+	if err != nil || !bytes.HasPrefix(name, []byte("runc:[")) {
+		return true
+	}
+	began, err := process.StartTicks(w.rec.PID)
+	return err != nil || began != w.rec.StartTicks
 }
 
 func (e inProcess) exec(w *workload, p *proc) (int, error) {

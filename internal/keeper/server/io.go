@@ -203,17 +203,23 @@ func (s *Server) attach(w *workload, c *client) (int32, error) {
 	out.subscribe(sub)
 	defer out.unsubscribe(sub)
 	if stdin != nil && input != nil {
-		copied := make(chan struct{})
-		go func() {
-			defer close(copied)
-			// Without ReadFrom: splicing would hold on to the other's end.
-			_, err := io.Copy(struct{ io.Writer }{input}, struct{ io.Reader }{stdin})
-			env := w.rec.Envelope
-			if env.StdinOnce && !env.Tty && !errors.Is(err, os.ErrDeadlineExceeded) {
-				w.closeInput()
-			}
-		}()
-		defer func() { _ = stdin.SetReadDeadline(time.Unix(1, 0)) }()
+		// A descriptor of its own, whose deadline is its own: a program that
+		// takes no input must not hold a client that has left.
+		if own := duplicate(input); own != nil {
+			go func() {
+				// Without ReadFrom: splicing would hold on to the other's end.
+				_, err := io.Copy(struct{ io.Writer }{own}, struct{ io.Reader }{stdin})
+				own.Close()
+				env := w.rec.Envelope
+				if env.StdinOnce && !env.Tty && !errors.Is(err, os.ErrDeadlineExceeded) {
+					w.closeInput()
+				}
+			}()
+			defer func() {
+				_ = own.SetWriteDeadline(time.Unix(1, 0))
+				_ = stdin.SetReadDeadline(time.Unix(1, 0))
+			}()
+		}
 	}
 	left := make(chan struct{})
 	go func() {
@@ -276,8 +282,19 @@ func nonblocking(f *os.File) *os.File {
 		return nil
 	}
 	defer f.Close()
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	return duplicate(f)
+}
+
+// duplicate returns another descriptor of f that can be waited for and
+// interrupted on its own, or nil if there can be none.
+func duplicate(f *os.File) *os.File {
+	conn, err := f.SyscallConn()
 	if err != nil {
+		return nil
+	}
+	fd := -1
+	// Not by f.Fd, which would make f itself block.
+	if err := conn.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil || fd < 0 {
 		return nil
 	}
 	_ = unix.SetNonblock(fd, true)

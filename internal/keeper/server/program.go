@@ -23,8 +23,6 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-
-	"tutti.dev/tutti/internal/host/process"
 )
 
 // program is an OCI runtime with runc's command line. What it makes runs on
@@ -59,16 +57,10 @@ func (e program) start(w *workload, spec *specs.Spec, _ *configs.Config, p *proc
 	if err != nil {
 		return 0, err
 	}
-	ticks, err := process.StartTicks(pid)
-	if err == nil {
-		err = limit(w, spec.Linux.Resources)
-	}
+	err = limit(w, spec.Linux.Resources)
 	if err == nil {
 		// From here on the workload's own program may have been executed.
-		w.mu.Lock()
-		w.rec.Phase, w.rec.PID, w.rec.StartTicks = created, pid, ticks
-		err = w.save()
-		w.mu.Unlock()
+		err = w.recordCreated(pid)
 	}
 	if err == nil {
 		_, err = e.call(w, programPatience, "start", w.rec.ID)

@@ -49,6 +49,9 @@ func (s *Server) launch(w *workload, req *protocol.StartRequest) error {
 		CgroupName: req.Id, NoNewKeyring: true, Spec: spec,
 	})
 	s.children.end(0)
+	if err == nil {
+		config.Rlimits, err = rlimits(spec.Process.Rlimits)
+	}
 	if err != nil {
 		return status.Errorf(codes.InvalidArgument, "%v", err)
 	}
@@ -97,7 +100,7 @@ func (s *Server) launch(w *workload, req *protocol.StartRequest) error {
 		}
 	}
 
-	// From here on the workload runs, unless it cannot be watched.
+	// It runs, and is on record; unless it cannot be watched.
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.rec.Phase, w.rec.PID, w.rec.Started = running, pid, time.Now().UTC()
@@ -293,7 +296,7 @@ func (w *workload) useTerminal(master *os.File) {
 
 // theirs matches what libcontainer says when the specification cannot work,
 // rather than the machine, and then what crun says.
-var theirs = regexp.MustCompile(`exec: ".*|error mounting .*|chdir to cwd .*|mkdir .*: (?:not a directory|file exists).*` +
+var theirs = regexp.MustCompile(`exec: ".*|error mounting .*|error setting rlimits? .*|chdir to cwd .*|mkdir .*: (?:not a directory|file exists).*` +
 	"|(?:open )?executable[: ].*|mount `.*|chdir .*")
 
 func startError(err error) error {

@@ -86,6 +86,19 @@ func newWorkload(dir string) *workload {
 	}
 }
 
+// recordCreated notes the first process of a container that was made and has
+// not begun.
+func (w *workload) recordCreated(pid int) error {
+	ticks, err := process.StartTicks(pid)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.rec.Phase, w.rec.PID, w.rec.StartTicks = created, pid, ticks
+	return w.save()
+}
+
 // save writes the record so that a reader sees the old or the new one. It is
 // not forced to the disk: what it tells of does not survive the machine.
 func (w *workload) save() error {
@@ -144,6 +157,7 @@ func (w *workload) message() *protocol.Workload {
 		m.ExitCode = 255
 	} else {
 		m.ExitCode, m.Signal = exitCode(r.Status)
+		m.CoreDumped = r.Status.CoreDump()
 	}
 	return m
 }

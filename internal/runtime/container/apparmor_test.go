@@ -15,7 +15,7 @@ import (
 // not to be; where it has not, those that ask to be do not start.
 func TestAppArmor(t *testing.T) {
 	m := newMachine(t)
-	b := runtimetest.NewBench(t, m.Runtime, layer)
+	b := runtimetest.NewBench(t, m.Runtime)
 	workload := func(name, profile string) runtime.Workload {
 		w := b.Workload(name, "cat /proc/self/attr/current 2>/dev/null | tr -d '\\000'; mount -t tmpfs none /tmp 2>/dev/null && echo mounted; true")
 		w.AppArmor, w.Seccomp = profile, ""

@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"tutti.dev/tutti/internal/host/namespace"
 	"tutti.dev/tutti/internal/runtime"
 	"tutti.dev/tutti/internal/runtime/runtimetest"
 )
@@ -21,7 +19,7 @@ func BenchmarkStart(b *testing.B) {
 	for _, seccomp := range []string{"default", ""} {
 		b.Run("seccomp="+seccomp, func(b *testing.B) {
 			m := newMachine(b)
-			bench := runtimetest.NewBenchWith(b, m.Runtime, layer, runtime.Pod{NetNS: netns(b)})
+			bench := runtimetest.NewBenchWith(b, m.Runtime, runtime.Pod{NetNS: runtimetest.NetNS(b)})
 			var took []time.Duration
 			for i := 0; b.Loop(); i++ {
 				w := bench.Workload(fmt.Sprintf("w%d", i), "exec sleep 1000")
@@ -49,8 +47,8 @@ func BenchmarkStart(b *testing.B) {
 // BenchmarkOpenClose measures a pod's ground alone.
 func BenchmarkOpenClose(b *testing.B) {
 	m := newMachine(b)
-	bench := runtimetest.NewBenchWith(b, m.Runtime, layer, runtime.Pod{})
-	pod := runtime.Pod{Hostname: "bench", NetNS: netns(b)}
+	bench := runtimetest.NewBenchWith(b, m.Runtime, runtime.Pod{})
+	pod := runtime.Pod{Hostname: "bench", NetNS: runtimetest.NetNS(b)}
 	var open time.Duration
 	n := 0
 	for ; b.Loop(); n++ {
@@ -71,7 +69,7 @@ func BenchmarkOpenClose(b *testing.B) {
 // BenchmarkExec measures a probe that runs a program.
 func BenchmarkExec(b *testing.B) {
 	m := newMachine(b)
-	bench := runtimetest.NewBenchWith(b, m.Runtime, layer, runtime.Pod{NetNS: netns(b)})
+	bench := runtimetest.NewBenchWith(b, m.Runtime, runtime.Pod{NetNS: runtimetest.NetNS(b)})
 	w := bench.Workload("main", "exec sleep 1000")
 	bench.Start(w)
 	for b.Loop() {
@@ -85,7 +83,7 @@ func BenchmarkExec(b *testing.B) {
 // workloads.
 func BenchmarkKeeperMemory(b *testing.B) {
 	m := newMachine(b)
-	bench := runtimetest.NewBenchWith(b, m.Runtime, layer, runtime.Pod{NetNS: netns(b)})
+	bench := runtimetest.NewBenchWith(b, m.Runtime, runtime.Pod{NetNS: runtimetest.NetNS(b)})
 	info, err := m.Keeper.Info(bench.Ctx)
 	if err != nil {
 		b.Fatal(err)
@@ -125,19 +123,4 @@ func BenchmarkKeeperMemory(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-}
-
-// netns returns the path of a new network namespace.
-func netns(t testing.TB) string {
-	dir := t.TempDir()
-	if err := namespace.Make(dir, []namespace.Kind{namespace.Net}, nil, nil); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, string(namespace.Net))
-	t.Cleanup(func() {
-		if err := namespace.Unpin(path); err != nil {
-			t.Error(err)
-		}
-	})
-	return path
 }

@@ -25,9 +25,9 @@ func TestClasses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	theirs := runtimetest.NewBenchWith(t, other, layer, runtime.Pod{SharePID: true})
+	theirs := runtimetest.NewBenchWith(t, other, runtime.Pod{SharePID: true})
 	theirs.Output(theirs.Workload("theirs", "true"))
-	ours := runtimetest.NewBench(t, m.Runtime, layer)
+	ours := runtimetest.NewBench(t, m.Runtime)
 	ours.Output(ours.Workload("ours", "true"))
 	for s := range told { // in the order of what happened
 		if s.Name != "ours" {

@@ -48,8 +48,23 @@ type Config struct {
 	// Program is the path of an OCI runtime with runc's command line that makes
 	// the containers; "": the keeper does so itself.
 	Program string
+	// Machine makes the roots of workloads that have the machine's own file
+	// system; nil: there are none.
+	Machine func(w runtime.Workload, dir string) (Root, error)
 	Keeper  *keeper.Client
 	Log     *slog.Logger
+}
+
+// Root is what a workload finds at "/".
+type Root struct {
+	// Path is a directory that is to become it, with Mounts, in this order.
+	Path     string
+	Mounts   []specs.Mount
+	ReadOnly bool
+	Masked   []string // paths that are shown empty
+	// Programs is where users, groups and programs can be looked up before
+	// that has happened.
+	Programs string
 }
 
 // Runtime implements runtime.Runtime.
@@ -131,7 +146,7 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 	if err := r.removeAttempt(w.ID, dir); err != nil {
 		return nil, err
 	}
-	root, err := r.mountRoot(pod, w, dir)
+	root, err := r.root(pod, w, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -148,6 +163,10 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 		i := slices.IndexFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
 		spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.Fd())
 	}
+	rules, err := r.landlock(ctx, spec, w)
+	if err != nil {
+		return nil, err
+	}
 	data, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err
@@ -162,6 +181,9 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 		return nil, err
 	}
 	labels[labelProcessUser] = string(user)
+	if rules != "" {
+		labels[labelLandlock] = rules
+	}
 	for k, v := range w.Labels {
 		labels[labelUser+k] = v
 	}
@@ -170,10 +192,25 @@ func (r *Runtime) start(ctx context.Context, pod runtime.Pod, w runtime.Workload
 	})
 }
 
+// root makes what a workload finds at "/". dir is the attempt's own.
+func (r *Runtime) root(pod runtime.Pod, w runtime.Workload, dir string) (Root, error) {
+	if w.Machine == "" {
+		path, err := r.mountRoot(pod, w, dir)
+		return Root{Path: path, Programs: path, ReadOnly: w.ReadOnlyRoot}, err
+	}
+	if r.Machine == nil || pod.IDs.Size > 0 {
+		return Root{}, fmt.Errorf("give the machine's file system to a container: %w", errors.ErrUnsupported)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Root{}, err
+	}
+	return r.Machine(w, dir)
+}
+
 // mountRoot mounts a workload's layers and its writable one.
 func (r *Runtime) mountRoot(pod runtime.Pod, w runtime.Workload, dir string) (root string, err error) {
 	root, layers := r.rootDir(pod, w.ID), w.Layers
-	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	upper, work := filepath.Join(dir, UpperDir), filepath.Join(dir, "work")
 	for _, d := range []string{upper, work} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return "", err
@@ -198,6 +235,13 @@ func (r *Runtime) mountRoot(pod runtime.Pod, w runtime.Workload, dir string) (ro
 	return root, errors.Join(err, done())
 }
 
+// Names in an attempt's directory: what the workload writes outside of its
+// volumes, on disk and in memory.
+const (
+	UpperDir  = "upper"
+	MemoryDir = "memory"
+)
+
 // What the keeper keeps for this package, and under labelUser for its caller.
 const (
 	labelClass      = "class"
@@ -208,6 +252,8 @@ const (
 	labelUser       = "label/"
 	// labelProcessUser has a runtime.User in JSON.
 	labelProcessUser = "user"
+	// labelLandlock has the rules that programs in the workload are held to.
+	labelLandlock = "landlock"
 )
 
 // defaultClass is that of workloads which have no label of one, too: there was
@@ -259,7 +305,7 @@ func (r *Runtime) status(w *protocol.Workload) runtime.Status {
 		s.State = runtime.Exited
 		s.FinishedAt = time.Unix(0, w.FinishedUnixNano).UTC()
 		s.ExitCode, s.Signal = int(w.ExitCode), syscall.Signal(w.Signal)
-		s.OOMKilled, s.Unknown = w.OomKilled, w.Unknown
+		s.OOMKilled, s.CoreDumped, s.Unknown = w.OomKilled, w.CoreDumped, w.Unknown
 	}
 	return s
 }
@@ -338,7 +384,15 @@ func (r *Runtime) Watch(ctx context.Context) (<-chan runtime.Status, error) {
 
 // Exec implements runtime.Runtime.
 func (r *Runtime) Exec(ctx context.Context, id runtime.ID, e runtime.Exec) (int, error) {
-	code, err := r.Keeper.Exec(ctx, id.String(), e.Args, streams(ctx, e.Streams))
+	w, err := r.Keeper.Get(ctx, id.String())
+	if err != nil {
+		return 0, fmt.Errorf("exec in %s: %w", id, convert(err))
+	}
+	args := e.Args
+	if rules := w.GetEnvelope().GetLabels()[labelLandlock]; rules != "" {
+		args = confined(rules, args)
+	}
+	code, err := r.Keeper.Exec(ctx, id.String(), args, streams(ctx, e.Streams))
 	if err != nil {
 		return 0, fmt.Errorf("exec in %s: %w", id, convert(err))
 	}
@@ -393,7 +447,7 @@ func (r *Runtime) Stats(ctx context.Context, id runtime.ID) (runtime.Stats, erro
 	if err != nil {
 		return runtime.Stats{}, fmt.Errorf("stats of %s: %w", id, convert(err))
 	}
-	bytes, inodes := diskUsage(filepath.Join(r.attemptDir(id), "upper"))
+	bytes, inodes := diskUsage(filepath.Join(r.attemptDir(id), UpperDir))
 	return runtime.Stats{
 		Time:           time.Unix(0, s.UnixNano).UTC(),
 		CPU:            time.Duration(s.CpuNanos),
@@ -432,7 +486,7 @@ func (r *Runtime) podCgroup(pod runtime.Pod) string { return path.Join("/", r.Cg
 
 // removeAttempt takes away a container's root and writable layer.
 func (r *Runtime) removeAttempt(id runtime.ID, dir string) error {
-	err := errors.Join(mount.Unmount(filepath.Join(dir, "root")), r.removeOpenRoot(id.String()), removeMapped(filepath.Join(dir, mappedDir)))
+	err := errors.Join(mount.Unmount(filepath.Join(dir, "root")), mount.Unmount(filepath.Join(dir, MemoryDir)), r.removeOpenRoot(id.String()), removeMapped(filepath.Join(dir, mappedDir)))
 	if err != nil {
 		return err
 	}

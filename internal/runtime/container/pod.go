@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -147,10 +148,10 @@ func (r *Runtime) openNamespaces(pod runtime.Pod, dir string) error {
 	if pod.IDs.Size > 0 {
 		return r.setUpNamespaces(pod, dir)
 	}
-	if own && !mount.Is(filepath.Join(dir, string(namespace.UTS))) {
+	if own && !pod.HostUTS && !mount.Is(filepath.Join(dir, string(namespace.UTS))) {
 		kinds = append(kinds, namespace.UTS)
 	}
-	if len(kinds) == 0 {
+	if len(kinds) == 0 && !(own && pod.HostUTS) {
 		return nil
 	}
 	join := map[namespace.Kind]string{}
@@ -164,10 +165,12 @@ func (r *Runtime) openNamespaces(pod runtime.Pod, dir string) error {
 // calling thread.
 func (r *Runtime) configureNamespaces(pod runtime.Pod) error {
 	sysctls := map[string]string{}
-	if pod.NetNS != "" {
+	if pod.NetNS != "" && !pod.HostUTS {
 		if err := unix.Sethostname([]byte(pod.Hostname)); err != nil {
 			return fmt.Errorf("set host name %q: %w", pod.Hostname, err)
 		}
+	}
+	if pod.NetNS != "" {
 		// As containerd does: a port below 1024 or a ping is no privilege in
 		// a network of one's own.
 		sysctls["net.ipv4.ip_unprivileged_port_start"] = "0"
@@ -256,15 +259,34 @@ func (r *Runtime) close(ctx context.Context, podID string) error {
 	if err != nil {
 		return err
 	}
-	var wait sync.WaitGroup
-	errs := make([]error, len(all))
-	for i, w := range all {
+	// The list lacks what is being started just now, for a caller who did not
+	// wait for it: to remove that waits.
+	ids := map[string]bool{pauseID(podID): true}
+	for _, w := range all {
 		if w.GetEnvelope().GetLabels()[labelPod] == podID {
-			wait.Go(func() { errs[i] = r.Keeper.Remove(ctx, w.Id, true) })
+			ids[w.Id] = true
 		}
 	}
+	attempts, err := filepath.Glob(filepath.Join(r.podDir(podID), "containers", "*", "*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range attempts {
+		if attempt, err := strconv.Atoi(filepath.Base(dir)); err == nil {
+			ids[runtime.ID{Pod: podID, Name: filepath.Base(filepath.Dir(dir)), Attempt: attempt}.String()] = true
+		}
+	}
+	var wait sync.WaitGroup
+	errs := make(chan error, len(ids))
+	for id := range ids {
+		wait.Go(func() { errs <- r.Keeper.Remove(ctx, id, true) })
+	}
 	wait.Wait()
-	if err := errors.Join(errs...); err != nil {
+	close(errs)
+	for e := range errs {
+		err = errors.Join(err, e)
+	}
+	if err != nil {
 		return err
 	}
 	if pod.Cgroup != "" {

@@ -36,13 +36,7 @@ func TestPrograms(t *testing.T) {
 				{"pod limits", TestPodLimits},
 				{"namespaces", TestNamespaces},
 				{"privileged", TestPrivileged},
-				{"keeper killed", TestKeeperKilled},
-				{"exit that nobody saw", TestExitThatNobodySaw},
-				{"terminal survives the keeper", TestTerminalSurvivesTheKeeper},
-				{"agent restarted", TestAgentRestarted},
-				{"keeper upgraded", TestKeeperUpgraded},
-				{"exit among upgrades", TestExitAmongUpgrades},
-				{"none runs twice", TestNoneRunsTwice},
+				{"recovery", TestRecovery},
 				{"it does the work", testProgramWorks},
 				{"it is taken away", testProgramTakenAway},
 				{"keeper killed in a start", testKeeperKilledInStart},
@@ -57,10 +51,10 @@ func TestPrograms(t *testing.T) {
 // workload has ended.
 func testProgramWorks(t *testing.T) {
 	m := newMachine(t)
-	b := runtimetest.NewBench(t, m.Runtime, layer)
+	b := runtimetest.NewBench(t, m.Runtime)
 	w := b.Workload("main", "sleep 1000")
 	b.Start(w)
-	bundle := filepath.Join(m.dir, "keeper", "workloads", w.ID.String(), "bundle")
+	bundle := filepath.Join(m.Dir, "keeper", "workloads", w.ID.String(), "bundle")
 	if _, err := os.Stat(filepath.Join(bundle, "state", w.ID.String())); err != nil {
 		t.Errorf("the program does not know the container: %v", err)
 	}
@@ -90,14 +84,14 @@ func testProgramTakenAway(t *testing.T) {
 	if err := os.WriteFile(m.Program, data, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	b := runtimetest.NewBench(t, m.Runtime, layer)
-	w := b.Workload("main", talker)
+	b := runtimetest.NewBench(t, m.Runtime)
+	w := b.Workload("main", "echo tick 1; sleep 1000")
 	b.Start(w)
 	b.AwaitLog(w, "tick 1\n")
 	if err := os.Remove(m.Program); err != nil {
 		t.Fatal(err)
 	}
-	m.killKeeper()
+	m.KillKeeper()
 	if used, err := ProgramsInUse(b.Ctx, m.Keeper); err != nil || !maps.Equal(used, map[string]string{class: m.Program}) {
 		t.Errorf("programs in use: %v %v", used, err)
 	}
@@ -117,7 +111,7 @@ func testProgramTakenAway(t *testing.T) {
 // once.
 func testKeeperKilledInStart(t *testing.T) {
 	m := newMachine(t)
-	b := runtimetest.NewBench(t, m.Runtime, layer)
+	b := runtimetest.NewBench(t, m.Runtime)
 	path := m.Program
 	for i, at := range []struct{ command, kill string }{
 		{"create", "kill -9 $PPID; exec sleep 1000"},

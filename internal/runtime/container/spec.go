@@ -35,7 +35,7 @@ const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 
 // spec translates a workload into an OCI runtime specification, starting from
 // containerd's defaults.
-func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload, root string) (*specs.Spec, error) {
+func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload, root Root) (*specs.Spec, error) {
 	if len(w.Args) == 0 {
 		return nil, fmt.Errorf("%w: no command: neither the image nor the container has one", runtime.ErrInvalid)
 	}
@@ -43,7 +43,7 @@ func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload,
 	if err != nil {
 		return nil, err
 	}
-	s.Root = &specs.Root{Path: root, Readonly: w.ReadOnlyRoot}
+	s.Root = &specs.Root{Path: root.Path, Readonly: root.ReadOnly}
 	p := s.Process
 	p.Args, p.Cwd, p.Terminal = w.Args, w.Dir, w.TTY
 	if p.Cwd == "" {
@@ -53,9 +53,9 @@ func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload,
 		return nil, fmt.Errorf("%w: working directory %q is not an absolute path", runtime.ErrInvalid, p.Cwd)
 	}
 	p.Env = environment(pod, w)
-	p.Rlimits = nil
-	p.NoNewPrivileges = w.NoNewPrivileges
-	if p.User, err = resolveUser(root, w); err != nil {
+	schedule(p, w)
+	p.NoNewPrivileges = w.NoNewPrivileges || w.Landlock != nil
+	if p.User, err = resolveUser(root.Programs, w); err != nil {
 		return nil, err
 	}
 	if size := pod.IDs.Size; size > 0 && (p.User.UID >= size || slices.Max(p.User.AdditionalGids) >= size) {
@@ -75,18 +75,19 @@ func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload,
 	if w.Privileged || w.Unmasked {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
 	}
+	s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, root.Masked...)
 	if w.Privileged {
 		if s.Linux.Devices, err = oci.HostDevices(); err != nil {
 			return nil, fmt.Errorf("list devices: %w", err)
 		}
 		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
-	} else if s.Linux.Seccomp, err = filter(s, w, root); err != nil {
+	} else if s.Linux.Seccomp, err = filter(s, w, root.Programs); err != nil {
 		return nil, err
 	}
 	if err := devices(s.Linux, w.Devices); err != nil {
 		return nil, err
 	}
-	if err := r.mounts(s, pod, w); err != nil {
+	if err := r.mounts(s, pod, w, root); err != nil {
 		return nil, err
 	}
 	if pod.IDs.Size > 0 {
@@ -98,6 +99,22 @@ func (r *Runtime) spec(ctx context.Context, pod runtime.Pod, w runtime.Workload,
 		}
 	}
 	return s, nil
+}
+
+// schedule sets limits and priorities, the machine's own where the workload has
+// none.
+func schedule(p *specs.Process, w runtime.Workload) {
+	p.Rlimits = nil
+	for _, l := range w.Rlimits {
+		p.Rlimits = append(p.Rlimits, specs.POSIXRlimit{Type: l.Name, Soft: l.Soft, Hard: l.Hard})
+	}
+	if w.Nice != nil {
+		p.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Nice: int32(*w.Nice)}
+	}
+	if w.IO != nil {
+		class := map[string]specs.IOPriorityClass{"realtime": specs.IOPRIO_CLASS_RT, "best-effort": specs.IOPRIO_CLASS_BE, "idle": specs.IOPRIO_CLASS_IDLE}[w.IO.Class]
+		p.IOPriority = &specs.LinuxIOPriority{Class: class, Priority: w.IO.Level}
+	}
 }
 
 func environment(pod runtime.Pod, w runtime.Workload) []string {
@@ -224,9 +241,10 @@ func (r *Runtime) namespaces(pod runtime.Pod, privileged bool) []specs.LinuxName
 		list = append(list, specs.LinuxNamespace{Type: specs.IPCNamespace, Path: filepath.Join(dir, "ipc")})
 	}
 	if pod.NetNS != "" {
-		list = append(list,
-			specs.LinuxNamespace{Type: specs.UTSNamespace, Path: filepath.Join(dir, "uts")},
-			specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: pod.NetNS})
+		list = append(list, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: pod.NetNS})
+		if !pod.HostUTS {
+			list = append(list, specs.LinuxNamespace{Type: specs.UTSNamespace, Path: filepath.Join(dir, "uts")})
+		}
 	}
 	switch {
 	case pod.HostPID:
@@ -308,7 +326,7 @@ func openInRoot(root, name string) (*os.File, error) {
 }
 
 // mounts completes the usual mounts by the pod's and the workload's own.
-func (r *Runtime) mounts(s *specs.Spec, pod runtime.Pod, w runtime.Workload) error {
+func (r *Runtime) mounts(s *specs.Spec, pod runtime.Pod, w runtime.Workload, root Root) error {
 	shm := filepath.Join(r.podDir(pod.ID), "shm")
 	if pod.HostIPC {
 		shm = "/dev/shm"
@@ -338,7 +356,7 @@ func (r *Runtime) mounts(s *specs.Spec, pod runtime.Pod, w runtime.Workload) err
 	slices.SortStableFunc(own, func(a, b runtime.Mount) int {
 		return strings.Count(path.Clean(a.Target), "/") - strings.Count(path.Clean(b.Target), "/")
 	})
-	s.Mounts = slices.DeleteFunc(usual, func(m specs.Mount) bool {
+	s.Mounts = slices.DeleteFunc(slices.Concat(root.Mounts, usual), func(m specs.Mount) bool {
 		return slices.ContainsFunc(own, func(o runtime.Mount) bool { return path.Clean(o.Target) == m.Destination })
 	})
 	for _, m := range own {

@@ -39,11 +39,10 @@ func mapping(t *testing.T, m *machine) {
 }
 
 func TestContractInUserNamespace(t *testing.T) {
-	runtimetest.RunWith(t, runtime.Pod{IDs: apart}, func(t *testing.T) (runtime.Runtime, string) {
-		m := newMachine(t)
-		mapping(t, m)
-		return m.Runtime, layer
-	})
+	mapping(t, newMachine(t))
+	k := kind()
+	k.Pod = runtime.Pod{IDs: apart}
+	runtimetest.Run(t, k)
 }
 
 // Root in a pod with a user namespace is another user outside: as a process,
@@ -51,7 +50,7 @@ func TestContractInUserNamespace(t *testing.T) {
 func TestUserNamespace(t *testing.T) {
 	m := newMachine(t)
 	mapping(t, m)
-	b := runtimetest.NewBenchWith(t, m.Runtime, layer, runtime.Pod{
+	b := runtimetest.NewBenchWith(t, m.Runtime, runtime.Pod{
 		IDs: apart, Hostname: "apart", Sysctls: map[string]string{"kernel.shm_rmid_forced": "1", "net.ipv4.ip_unprivileged_port_start": "81"},
 	})
 	disk, memory := t.TempDir(), t.TempDir()
@@ -136,7 +135,7 @@ echo all; sleep 1000`)
 	if err := m.Close(b.Ctx, b.Pod.ID); err != nil {
 		t.Fatal(err)
 	}
-	if left, err := filepath.Glob(filepath.Join(openRoots(m.root), "*")); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(filepath.Join(openRoots(m.CgroupRoot), "*")); err != nil || len(left) > 0 {
 		t.Errorf("left: %q %v", left, err)
 	}
 }

@@ -10,10 +10,8 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -31,69 +29,96 @@ import (
 
 const patience = 30 * time.Second
 
-// Run tries the runtime that make returns, one for each part of the suite.
-// make registers its own cleanup, which must find nothing left. Parts among
-// differences are left out.
-func Run(t *testing.T, make func(t *testing.T) (rt runtime.Runtime, layer string), differences ...Differences) {
-	RunWith(t, runtime.Pod{}, make, differences...)
+// part is one part of a suite.
+type part struct {
+	name string
+	run  func(*Bench)
 }
 
-// RunWith is Run in pods like the given one.
-func RunWith(t *testing.T, pod runtime.Pod, make func(t *testing.T) (rt runtime.Runtime, layer string), differences ...Differences) {
-	differ := Differences{}
-	for _, d := range differences {
-		maps.Copy(differ, d)
-	}
-	for _, test := range []struct {
-		name string
-		run  func(*Bench)
-	}{
-		{"exit codes", exitCodes},
-		{"signals", signals},
-		{"start twice", startTwice},
-		{"log", log},
-		{"user", users},
-		{"environment and directory", environment},
-		{"cannot start", cannotStart},
-		{"mounts", mounts},
-		{"read-only root", readOnlyRoot},
-		{"writable layer is the attempt's own", freshLayer},
-		{"limits", limits},
-		{"out of memory", outOfMemory},
-		{"who goes first when memory is out", oomScore},
-		{"exec", exec},
-		{"exec with terminal", execTerminal},
-		{"exec is killed with its context", execCancelled},
-		{"attach", attach},
-		{"attach to a terminal", attachTerminal},
-		{"shared PID namespace", sharePID},
-		{"join the processes of another", joinPID},
-		{"close kills all", closeKills},
-		{"watch and list", watch},
-		{"remove", remove},
-		{"unknown", unknown},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			if why, ok := differ[test.name]; ok {
-				delete(differ, test.name)
+// Run tries what a class of runtime does, each part on a machine of its own.
+// Parts among the kind's differences are left out.
+func Run(t *testing.T, kind Kind) {
+	run(t, kind, behaviour)
+}
+
+// RunRecovery tries what is left when agent and keeper die.
+func RunRecovery(t *testing.T, kind Kind) {
+	run(t, kind, recovery)
+}
+
+var behaviour = []part{
+	{"exit codes", exitCodes},
+	{"signals", signals},
+	{"start twice", startTwice},
+	{"log", log},
+	{"user", users},
+	{"environment and directory", environment},
+	{"cannot start", cannotStart},
+	{"mounts", mounts},
+	{"read-only root", readOnlyRoot},
+	{"writable layer is the attempt's own", freshLayer},
+	{"limits", limits},
+	{"out of memory", outOfMemory},
+	{"who goes first when memory is out", oomScore},
+	{"exec", execs},
+	{"exec with terminal", execTerminal},
+	{"exec is killed with its context", execCancelled},
+	{"attach", attach},
+	{"attach to a terminal", attachTerminal},
+	{"own network", ownNetwork},
+	{"own host name", ownHostName},
+	{"own shared memory and semaphores", ownIPC},
+	{"own processes", ownProcesses},
+	{"processes shared by the pod", sharePID},
+	{"join the processes of another", joinPID},
+	{"close kills all", closeKills},
+	{"watch and list", watch},
+	{"remove", remove},
+	{"unknown", unknown},
+}
+
+var recovery = []part{
+	{"keeper is killed", keeperKilled},
+	{"exit that nobody saw", exitThatNobodySaw},
+	{"exit that the agent saw", exitThatTheAgentSaw},
+	{"terminal survives the keeper", terminalSurvives},
+	{"agent is restarted", agentRestarted},
+	{"ground is new", groundIsNew},
+	{"keeper is upgraded", keeperUpgraded},
+	{"exit among upgrades", exitAmongUpgrades},
+	{"none runs twice", noneRunsTwice},
+}
+
+func run(t *testing.T, kind Kind, parts []part) {
+	for _, p := range parts {
+		t.Run(p.name, func(t *testing.T) {
+			if why, ok := kind.Differences[p.name]; ok {
 				t.Skip(why)
 			}
-			rt, layer := make(t)
-			test.run(NewBenchWith(t, rt, layer, pod))
+			m := NewMachine(t, kind)
+			p.run(m.Bench(kind.Pod))
 		})
 	}
-	for name := range differ {
-		if flag.Lookup("test.run").Value.String() == "" {
+	for name := range kind.Differences {
+		if !slices.ContainsFunc(slices.Concat(behaviour, recovery), func(p part) bool { return p.name == name }) {
 			t.Errorf("the suite has no part %q", name)
 		}
 	}
+}
+
+// Bench opens a pod like the given one on a machine.
+func (m *Machine) Bench(pod runtime.Pod) *Bench {
+	m.t.Helper()
+	b := newBench(m.t, m.Runtime, pod)
+	b.Machine = m
+	return b
 }
 
 // Bench is one pod, open, to try things in.
 type Bench struct {
 	testing.TB
 	Runtime runtime.Runtime
-	Layer   string
+	Machine *Machine
 	Pod     runtime.Pod
 	Ground  string // as it was opened
 	Ctx     context.Context
@@ -101,15 +126,21 @@ type Bench struct {
 }
 
 // NewBench opens a pod that is closed when the test ends.
-func NewBench(t testing.TB, rt runtime.Runtime, layer string) *Bench {
-	return NewBenchWith(t, rt, layer, runtime.Pod{})
+func NewBench(t testing.TB, rt runtime.Runtime) *Bench {
+	t.Helper()
+	return newBench(t, rt, runtime.Pod{})
 }
 
 // NewBenchWith opens the given pod, under a name of its own.
-func NewBenchWith(t testing.TB, rt runtime.Runtime, layer string, pod runtime.Pod) *Bench {
+func NewBenchWith(t testing.TB, rt runtime.Runtime, pod runtime.Pod) *Bench {
+	t.Helper()
+	return newBench(t, rt, pod)
+}
+
+func newBench(t testing.TB, rt runtime.Runtime, pod runtime.Pod) *Bench {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	b := &Bench{TB: t, Runtime: rt, Layer: layer, Ctx: ctx, dir: t.TempDir()}
+	b := &Bench{TB: t, Runtime: rt, Ctx: ctx, dir: t.TempDir()}
 	pod.ID = strings.ToLower(rand.Text())
 	pod.Cgroup = "burstable/pod" + pod.ID
 	if pod.Hostname == "" {
@@ -118,7 +149,11 @@ func NewBenchWith(t testing.TB, rt runtime.Runtime, layer string, pod runtime.Po
 	b.Pod = pod
 	t.Cleanup(func() {
 		defer cancel()
-		if err := b.Runtime.Close(ctx, pod.ID); err != nil {
+		rt := b.Runtime
+		if b.Machine != nil { // whose agent may be another by now
+			rt = b.Machine.Runtime
+		}
+		if err := rt.Close(ctx, pod.ID); err != nil {
 			t.Error(err)
 		}
 	})
@@ -148,15 +183,19 @@ func (b *Bench) must(err error) {
 
 // Workload returns one that runs a shell script.
 func (b *Bench) Workload(name, script string) runtime.Workload {
-	return runtime.Workload{
+	w := runtime.Workload{
 		ID:           runtime.ID{Pod: b.Pod.ID, Name: name},
-		Layers:       []string{b.Layer},
+		Layers:       []string{Layer},
 		Args:         []string{"/bin/sh", "-c", script},
 		Log:          filepath.Join(b.dir, name+".log"),
 		Capabilities: []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"},
 		Seccomp:      "default",
 		StopSignal:   syscall.SIGTERM,
 	}
+	if b.Machine != nil && b.Machine.kind.Workload != nil {
+		b.Machine.kind.Workload(&w)
+	}
+	return w
 }
 
 // Show returns a status in full, which its embedded ID would hide.
@@ -467,7 +506,7 @@ func freshLayer(b *Bench) {
 	if out := b.Output(w); strings.Contains(out, "old") {
 		b.Errorf("the second attempt sees the first's file: %q", out)
 	}
-	if _, err := os.Stat(filepath.Join(b.Layer, "file")); err == nil {
+	if _, err := os.Stat(filepath.Join(Layer, "file")); err == nil {
 		b.Error("a file was written to the image")
 	}
 }
@@ -542,7 +581,7 @@ func weight(shares uint64) string {
 	return fmt.Sprint(shares)
 }
 
-func exec(b *Bench) {
+func execs(b *Bench) {
 	w := b.Workload("main", "export X=not-seen; sleep 1000")
 	w.Env, w.User, w.Dir = []string{"GREETING=hello"}, "app", "/tmp"
 	b.Start(w)
@@ -718,7 +757,7 @@ func attachTerminal(b *Bench) {
 }
 
 func sharePID(b *Bench) {
-	shared := NewBenchWith(b.TB, b.Runtime, b.Layer, runtime.Pod{SharePID: true})
+	shared := b.Machine.Bench(runtime.Pod{SharePID: true})
 	one := shared.Workload("one", "sleep 1234")
 	shared.Start(one)
 	two := shared.Workload("two", "ps; echo mine $$; sleep 5678 & kill -9 $$")
@@ -741,10 +780,44 @@ func sharePID(b *Bench) {
 			b.Errorf("%+v is listed", s)
 		}
 	}
-	// Without it each is alone.
-	if out := b.Output(b.Workload("alone", "echo mine $$")); out != "mine 1\n" {
+}
+
+func ownNetwork(b *Bench) {
+	own := b.Machine.Bench(runtime.Pod{NetNS: NetNS(b.TB), Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "81"}})
+	out := own.Output(own.Workload("main", "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; readlink /proc/self/ns/net; ls /sys/class/net"))
+	if lines := strings.Split(out, "\n"); lines[0] != "81" || lines[1] == self(b, "net") || lines[2] != "lo" {
+		b.Errorf("own network: %q", out)
+	}
+}
+
+func ownHostName(b *Bench) {
+	own := b.Machine.Bench(runtime.Pod{NetNS: NetNS(b.TB), Hostname: "its-own"})
+	b.equal("host name", own.Output(own.Workload("main", "hostname")), "its-own\n")
+}
+
+// Of a pod's own are its shared memory and semaphores, for all its containers.
+func ownIPC(b *Bench) {
+	own := b.Machine.Bench(runtime.Pod{NetNS: NetNS(b.TB), Sysctls: map[string]string{"kernel.shm_rmid_forced": "1"}})
+	out := own.Output(own.Workload("one", "cat /proc/sys/kernel/shm_rmid_forced; touch /dev/shm/shared; ls /dev/shm; readlink /proc/self/ns/ipc"))
+	ipc, ok := strings.CutPrefix(out, "1\nshared\n")
+	if !ok || strings.TrimSpace(ipc) == self(b, "ipc") {
+		b.Errorf("first container: %q", out)
+	}
+	b.equal("second container", own.Output(own.Workload("two", "ls /dev/shm; readlink /proc/self/ns/ipc")), "shared\n"+ipc)
+}
+
+func ownProcesses(b *Bench) {
+	out := b.Output(b.Workload("main", "echo mine $$; readlink /proc/self/ns/pid"))
+	if pid, ok := strings.CutPrefix(out, "mine 1\n"); !ok || strings.TrimSpace(pid) == self(b, "pid") {
 		b.Errorf("output %q", out)
 	}
+}
+
+// self names a namespace of this process.
+func self(b *Bench, kind string) string {
+	link, err := os.Readlink("/proc/self/ns/" + kind)
+	b.must(err)
+	return link
 }
 
 func joinPID(b *Bench) {

@@ -49,8 +49,10 @@ type Machine struct {
 	guest     bool // of another's world outside
 }
 
-// New makes a machine on which nothing runs yet.
-func New() (*Machine, error) { return newMachine(IP, nil) }
+// New makes a machine on which nothing runs yet. Its file system is this one's,
+// or, with layers, those directories over it, the first on top, and writes of
+// its own.
+func New(layers ...string) (*Machine, error) { return newMachine(IP, nil, layers) }
 
 // Neighbor makes a machine in the same world as m, at NeighborIP. It goes
 // before m does.
@@ -58,7 +60,7 @@ func (m *Machine) Neighbor() (*Machine, error) {
 	if err := m.network(); err != nil {
 		return nil, err
 	}
-	return newMachine(NeighborIP, m.outside)
+	return newMachine(NeighborIP, m.outside, nil)
 }
 
 // lan joins the machines of one world.
@@ -89,8 +91,8 @@ func (m *Machine) Tap(name string) error {
 
 // newMachine makes a machine at an address of a world of its own, or of that
 // of a neighbor.
-func newMachine(ip string, world *holder) (m *Machine, err error) {
-	repo, err := root()
+func newMachine(ip string, world *holder, layers []string) (m *Machine, err error) {
+	repo, err := repository()
 	if err != nil {
 		return nil, err
 	}
@@ -101,25 +103,30 @@ func newMachine(ip string, world *holder) (m *Machine, err error) {
 		return nil, err
 	}
 	m = &Machine{Dir: filepath.Join(temp, "tutti"), Repo: repo, temp: temp}
-	defer func() {
+	defer func(m *Machine) {
 		if err != nil {
 			m.Close()
 		}
-	}()
+	}(m)
 	if err := os.Chmod(temp, 0o755); err != nil {
 		return nil, err
 	}
 	if m.claim, err = claim(temp); err != nil {
 		return nil, err
 	}
-	if m.inside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
+	var root []string
+	if len(layers) > 0 {
+		root = append([]string{filepath.Join(temp, "root")}, layers...)
+	}
+	// What programs share in memory goes with the machine, too.
+	if m.inside, err = newHolder(unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWIPC, root...); err != nil {
 		return nil, err
 	}
 	m.outside, m.guest = world, world != nil
 	near, join := "world", "ip link set lo up && ip link set world addrgenmode none && ip addr add "+OutsideIP+"/24 dev world && ip link set world up"
 	if m.guest {
 		near, join = "neighbor", "ip link set neighbor addrgenmode none master "+lan+" up"
-	} else if m.outside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
+	} else if m.outside, err = newHolder(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -144,8 +151,8 @@ func newMachine(ip string, world *holder) (m *Machine, err error) {
 	return m, err
 }
 
-// root finds the directory of go.mod above the working directory.
-func root() (string, error) {
+// repository finds the directory of go.mod above the working directory.
+func repository() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
@@ -171,7 +178,7 @@ func (m *Machine) Command(ctx context.Context, name string, args ...string) *exe
 }
 
 func (m *Machine) command(ctx context.Context, h *holder, name string, args ...string) *exec.Cmd {
-	enter := []string{"--target", strconv.Itoa(h.pid()), "--net", "--mount", "--pid", "--wdns=" + m.Repo, name}
+	enter := []string{"--target", strconv.Itoa(h.pid()), "--net", "--mount", "--pid", "--ipc", "--wdns=" + m.Repo, name}
 	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

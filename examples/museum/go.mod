@@ -1,0 +1,3 @@
+module tutti.dev/tutti/examples/museum
+
+go 1.26
