@@ -18,6 +18,10 @@ func main() {
 		Serve: func(ctx context.Context, dir api.DataDir, s api.Settings, progress io.WriteCloser) error {
 			return daemon.Run(ctx, daemon.Options{Dir: dir, Settings: s, Progress: progress, Log: daemon.Log(os.Stderr)})
 		},
+		Join: func(ctx context.Context, dir api.DataDir, s api.Settings, kubeconfig string) error {
+			return daemon.Run(ctx, daemon.Options{Dir: dir, Settings: s, Kubeconfig: kubeconfig, Log: daemon.Log(os.Stderr)})
+		},
+		NodeCredentials: daemon.NodeCredentials,
 		Cleanup: func(ctx context.Context, dir api.DataDir, purge bool) error {
 			return daemon.Cleanup(ctx, dir, purge, daemon.Log(os.Stderr))
 		},

@@ -26,8 +26,24 @@ func (a *Agent) event(p *v1.Pod, container, kind, reason, message string) {
 	a.recorder.Event(p, kind, reason, message)
 }
 
+// outOfMemory are the runs that ended for want of memory, by container, as far
+// as a status knows.
+func outOfMemory(s *v1.PodStatus) map[string]string {
+	m := map[string]string{}
+	for _, list := range [][]v1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses, s.EphemeralContainerStatuses} {
+		for i := range list {
+			for _, state := range []v1.ContainerState{list[i].LastTerminationState, list[i].State} {
+				if t := state.Terminated; t != nil && t.Reason == pod.ReasonOOM {
+					m[list[i].Name] = t.ContainerID
+				}
+			}
+		}
+	}
+	return m
+}
+
 // report tells of what shows only as a change of status: that a container is
-// being held back.
+// being held back, or was killed for its memory.
 func (a *Agent) report(p *v1.Pod, before, after *v1.PodStatus) {
 	waiting := func(s *v1.PodStatus) map[string]string {
 		m := map[string]string{}
@@ -39,6 +55,12 @@ func (a *Agent) report(p *v1.Pod, before, after *v1.PodStatus) {
 			}
 		}
 		return m
+	}
+	killed := outOfMemory(before)
+	for name, run := range outOfMemory(after) {
+		if run != killed[name] {
+			a.event(p, name, v1.EventTypeWarning, pod.ReasonOOM, fmt.Sprintf("Container %s was killed: it wanted more memory than its limit", name))
+		}
 	}
 	was := waiting(before)
 	for name, reason := range waiting(after) {

@@ -81,4 +81,7 @@ type Settings struct {
 	// UnsafeSysctls are the kernel's settings that pods may change for
 	// themselves beside the safe ones, separated by commas: net.core.*
 	UnsafeSysctls string `json:"unsafeSysctls,omitempty"`
+	// Agent is a machine without a control plane: it has joined the cluster of
+	// another.
+	Agent bool `json:"agent,omitempty"`
 }

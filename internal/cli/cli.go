@@ -35,6 +35,10 @@ type Machine struct {
 	// writes its steps to progress, one JSON api.Step a line, when that is
 	// not nil.
 	Serve func(ctx context.Context, dir api.DataDir, s api.Settings, progress io.WriteCloser) error
+	// Join is Serve as a node of the cluster that the kubeconfig is for.
+	Join func(ctx context.Context, dir api.DataDir, s api.Settings, kubeconfig string) error
+	// NodeCredentials makes the kubeconfig for another machine's Join.
+	NodeCredentials func(dir api.DataDir, node, address string) ([]byte, error)
 	// Cleanup removes what a server that is gone has left running, and with
 	// purge the data too. It does nothing where there is nothing to do.
 	Cleanup func(ctx context.Context, dir api.DataDir, purge bool) error
@@ -123,7 +127,7 @@ client work with it as they are.`,
 			}
 			c.dataDir = abs
 			c.started = true
-			if cmd.Name() != "kubectl" && cmd.Name() != "server" { // they have their own ways
+			if cmd.Name() != "kubectl" && cmd.Name() != "server" && cmd.Name() != "agent" { // they have their own ways
 				interruptible(cmd)
 				klog.SetLogger(logr.Discard()) // the client library's; errors reach us as errors
 			}
@@ -152,7 +156,7 @@ client work with it as they are.`,
 		}
 	}
 	add("apps", c.up(), c.down(), c.status(), c.image(), c.imports())
-	add("machine", c.stop(), c.install(), c.uninstall(), c.server())
+	add("machine", c.stop(), c.install(), c.uninstall(), c.server(), c.agent(), c.node())
 	add("kube", c.kubectl(), c.kubeconfig())
 	add("", c.version())
 	setHelp(root)

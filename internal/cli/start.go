@@ -168,18 +168,23 @@ func (c *command) spawn(ctx context.Context, s api.Settings, d *progress.Display
 	return c.why(err)
 }
 
-// settingsFlags are the flags of both `up` and `server`.
-func settingsFlags(f *pflag.FlagSet, s *api.Settings) {
-	f.StringVar(&s.Address, "address", "", "also let other machines reach the API, at this address of this machine")
-	f.IntVar(&s.Port, "port", 0, "port of the API (default 6443)")
+// agentFlags are those of every machine that runs pods.
+func agentFlags(f *pflag.FlagSet, s *api.Settings) {
 	f.IntVar(&s.RegistryPort, "registry-port", 0, "port of the image registry, -1 for none (default 5000)")
-	f.StringVar(&s.Mirrors, "mirrors", "", "registries to fetch images of once for all, and keep: HOST[=URL],… such as docker.io, or none")
 	f.StringVar(&s.EvictionHard, "eviction-hard", "", "what to keep free before pods are evicted: SIGNAL<QUANTITY,… or none (default memory.available<100Mi,nodefs.available<10%,…)")
 	f.StringVar(&s.SystemReserved, "system-reserved", "", "what all pods together leave to the machine: RESOURCE=QUANTITY,… of memory, cpu, pid, ephemeral-storage (default memory=512Mi,pid=1000)")
-	f.StringVar(&s.NodeName, "node-name", "", "name of this machine in the cluster (default its host name)")
 	f.StringVar(&s.ClusterCIDR, "cluster-cidr", "", "addresses of pods (default 10.42.0.0/16)")
 	f.StringVar(&s.ServiceCIDR, "service-cidr", "", "addresses of Services (default 10.43.0.0/16)")
 	f.StringVar(&s.UnsafeSysctls, "allowed-unsafe-sysctls", "", "kernel settings that pods may change for themselves beside the safe ones: net.core.somaxconn,kernel.msg*")
+}
+
+// settingsFlags are the flags of both `up` and `server`.
+func settingsFlags(f *pflag.FlagSet, s *api.Settings) {
+	agentFlags(f, s)
+	f.StringVar(&s.Address, "address", "", "also let other machines reach the API, at this address of this machine")
+	f.IntVar(&s.Port, "port", 0, "port of the API (default 6443)")
+	f.StringVar(&s.Mirrors, "mirrors", "", "registries to fetch images of once for all, and keep: HOST[=URL],… such as docker.io, or none")
+	f.StringVar(&s.NodeName, "node-name", "", "name of this machine in the cluster (default its host name)")
 }
 
 // arguments is settingsFlags the other way.

@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"net/netip"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
+	applyadmission "k8s.io/client-go/applyconfigurations/admissionregistration/v1"
 	applycore "k8s.io/client-go/applyconfigurations/core/v1"
 	applydiscovery "k8s.io/client-go/applyconfigurations/discovery/v1"
 	applynode "k8s.io/client-go/applyconfigurations/node/v1"
@@ -57,10 +60,10 @@ func bootstrap(ctx context.Context, client kubernetes.Interface, cfg Config) err
 	if _, err := client.StorageV1().StorageClasses().Apply(ctx, localStorage(), force); err != nil {
 		return fmt.Errorf("apply storage class local: %w", err)
 	}
-	if err := applyDNS(ctx, client, cfg, force); err != nil {
+	if err := applyNodesOwnVolumes(ctx, client, force); err != nil {
 		return err
 	}
-	return nil
+	return applyDNS(ctx, client, cfg, force)
 }
 
 // applyDNS makes the Service by which pods reach names. Its address is fixed, so a Service with another one is replaced.
@@ -151,8 +154,8 @@ func ownRoles() []*applyrbac.ClusterRoleApplyConfiguration {
 			rule([]string{"discovery.k8s.io"}, []string{"endpointslices"}, "list", "watch"),
 		),
 		applyrbac.ClusterRole(VolumesUser).WithRules(
-			rule([]string{""}, []string{"persistentvolumes"}, "get", "list", "watch", "create", "update", "patch", "delete"),
-			rule([]string{""}, []string{"persistentvolumeclaims"}, "get", "list", "watch", "update", "patch"),
+			rule([]string{""}, []string{"persistentvolumes"}, "get", "list", "watch", "create", "update", "delete"),
+			rule([]string{""}, []string{"persistentvolumeclaims"}, "get", "list", "watch"),
 			rule([]string{""}, []string{"persistentvolumeclaims/status"}, "update"),
 			rule([]string{""}, []string{"nodes"}, "get", "list", "watch"),
 			rule([]string{"storage.k8s.io"}, []string{"storageclasses"}, "get", "list", "watch"),
@@ -172,25 +175,50 @@ func registerMetrics(ctx context.Context, client registration.APIServiceInterfac
 	return nil
 }
 
-// ownBindings give users their roles. system:kube-proxy has its own from Kubernetes.
+// ownBindings give users their roles. system:kube-proxy has its own from Kubernetes. On machines that join, all parts of
+// the agent are their node: it may read what Services are made of, and provide volumes, within nodesOwnVolumes.
 func ownBindings() []*applyrbac.ClusterRoleBindingApplyConfiguration {
-	bind := func(name, user, role string) *applyrbac.ClusterRoleBindingApplyConfiguration {
+	bind := func(name, kind, subject, role string) *applyrbac.ClusterRoleBindingApplyConfiguration {
 		return applyrbac.ClusterRoleBinding(name).
-			WithSubjects(applyrbac.Subject().WithKind("User").WithAPIGroup(rbacGroup).WithName(user)).
-			WithRoleRef(applyrbac.RoleRef().WithKind("ClusterRole").WithAPIGroup(rbacGroup).WithName(role))
-	}
-	bindGroup := func(group, role string) *applyrbac.ClusterRoleBindingApplyConfiguration {
-		return applyrbac.ClusterRoleBinding(role).
-			WithSubjects(applyrbac.Subject().WithKind("Group").WithAPIGroup(rbacGroup).WithName(group)).
+			WithSubjects(applyrbac.Subject().WithKind(kind).WithAPIGroup(rbacGroup).WithName(subject)).
 			WithRoleRef(applyrbac.RoleRef().WithKind("ClusterRole").WithAPIGroup(rbacGroup).WithName(role))
 	}
 	return []*applyrbac.ClusterRoleBindingApplyConfiguration{
-		bind(DNSUser, DNSUser, DNSUser),
-		bind(VolumesUser, VolumesUser, VolumesUser),
-		bind(RegistryUser, RegistryUser, "system:auth-delegator"),
-		bindGroup(user.NodesGroup, "tutti:registry-pull"),
-		bindGroup(user.NodesGroup, "tutti:node-namespaces"),
-		bindGroup(user.AllAuthenticated, "tutti:registry-mirrors"),
-		bind("tutti:kubelet-api-admin", pki.KubeletClientName, "system:kubelet-api-admin"),
+		bind(DNSUser, rbacv1.UserKind, DNSUser, DNSUser),
+		bind(VolumesUser, rbacv1.UserKind, VolumesUser, VolumesUser),
+		bind(RegistryUser, rbacv1.UserKind, RegistryUser, "system:auth-delegator"),
+		bind("tutti:node-services", rbacv1.GroupKind, user.NodesGroup, "system:node-proxier"),
+		bind("tutti:node-volumes", rbacv1.GroupKind, user.NodesGroup, VolumesUser),
+		bind("tutti:registry-pull", rbacv1.GroupKind, user.NodesGroup, "tutti:registry-pull"),
+		bind("tutti:node-namespaces", rbacv1.GroupKind, user.NodesGroup, "tutti:node-namespaces"),
+		bind("tutti:registry-mirrors", rbacv1.GroupKind, user.AllAuthenticated, "tutti:registry-mirrors"),
+		bind("tutti:kubelet-api-admin", rbacv1.UserKind, pki.KubeletClientName, "system:kubelet-api-admin"),
 	}
+}
+
+// nodesOwnVolumes keeps a node from touching any other volumes than the local ones that are on it.
+const nodesOwnVolumes = "node-volumes.tutti.dev"
+
+func applyNodesOwnVolumes(ctx context.Context, client kubernetes.Interface, force metav1.ApplyOptions) error {
+	policies := client.AdmissionregistrationV1()
+	policy := applyadmission.ValidatingAdmissionPolicy(nodesOwnVolumes).WithSpec(applyadmission.ValidatingAdmissionPolicySpec().
+		WithFailurePolicy(admissionv1.Fail).
+		WithMatchConstraints(applyadmission.MatchResources().WithResourceRules(applyadmission.NamedRuleWithOperations().
+			WithAPIGroups("").WithAPIVersions("v1").WithResources("persistentvolumes").
+			WithOperations(admissionv1.Create, admissionv1.Update, admissionv1.Delete))).
+		WithMatchConditions(applyadmission.MatchCondition().WithName("nodes").WithExpression("'" + user.NodesGroup + "' in request.userInfo.groups")).
+		WithValidations(applyadmission.Validation().
+			WithMessage("a node may provide only local volumes of its own; name it in their node affinity").
+			WithExpression(`[object, oldObject].filter(v, v != null).all(v, has(v.spec.local) && has(v.spec.nodeAffinity) &&
+				v.spec.nodeAffinity.required.nodeSelectorTerms.all(t, has(t.matchExpressions) && t.matchExpressions.exists(e,
+					e.key == '` + corev1.LabelHostname + `' && e.operator == 'In' && e.values.all(n, 'system:node:' + n == request.userInfo.username))))`)))
+	if _, err := policies.ValidatingAdmissionPolicies().Apply(ctx, policy, force); err != nil {
+		return fmt.Errorf("apply admission policy %s: %w", nodesOwnVolumes, err)
+	}
+	binding := applyadmission.ValidatingAdmissionPolicyBinding(nodesOwnVolumes).WithSpec(applyadmission.ValidatingAdmissionPolicyBindingSpec().
+		WithPolicyName(nodesOwnVolumes).WithValidationActions(admissionv1.Deny))
+	if _, err := policies.ValidatingAdmissionPolicyBindings().Apply(ctx, binding, force); err != nil {
+		return fmt.Errorf("apply the binding of admission policy %s: %w", nodesOwnVolumes, err)
+	}
+	return nil
 }

@@ -24,7 +24,6 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/klog/v2"
 	registration "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset/typed/apiregistration/v1"
 
 	"tutti.dev/tutti/internal/controlplane/inprocess"
@@ -215,16 +214,14 @@ func (cp *ControlPlane) NodeCertificates() NodeCertificates {
 // Run runs the control plane until ctx ends, then stops it in order: scheduler and controllers, API server, store. It
 // returns nil then, or the first part's error. It can be called once in a process.
 func (cp *ControlPlane) Run(ctx context.Context) error {
-	foreign := foreignLog{cp.log.Handler(), func() bool {
+	foreign := LogLibraries(cp.log.Handler(), func() bool {
 		select {
 		case <-cp.ready:
 			return ctx.Err() == nil
 		default:
 			return false
 		}
-	}}
-	klog.SetSlogLogger(slog.New(foreign).With("from", "kubernetes"))
-	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+	})
 	began := time.Now()
 	listener, err := listenAll(ctx, cp.cfg.Listen)
 	if err != nil {

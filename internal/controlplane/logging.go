@@ -11,6 +11,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/controller/util/consistency"
 )
 
@@ -28,6 +30,14 @@ const (
 type foreignLog struct {
 	slog.Handler
 	running func() bool
+}
+
+// LogLibraries has Kubernetes' libraries in this process log to h; running says whether what they say is news to anyone.
+func LogLibraries(h slog.Handler, running func() bool) slog.Handler {
+	foreign := foreignLog{h, running}
+	klog.SetSlogLogger(slog.New(foreign).With("from", "kubernetes"))
+	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+	return foreign
 }
 
 func (h foreignLog) level(l slog.Level) slog.Level {

@@ -11,6 +11,7 @@ import (
 	"github.com/distribution/reference"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"tutti.dev/tutti/internal/agent"
 	"tutti.dev/tutti/internal/agent/provisioner"
@@ -32,7 +33,7 @@ type rooms struct {
 	keeper  *keeper.Client
 	images  *image.Local
 	network *network.Network
-	control *controlplane.ControlPlane
+	api     clusterAPI
 	agent   *agent.Agent
 
 	registryAuth func(namespace string, ref reference.Named) (image.Auth, bool)
@@ -50,12 +51,18 @@ func (s *server) bringUp(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := s.start.do("control plane", func() error { return s.startControlPlane(ctx) }); err != nil {
-		return err
-	}
-	// Nodes begin to pull when they start.
-	if err := s.start.do("registry", func() error { return s.startRegistry(ctx) }); err != nil {
-		return err
+	if s.joined != nil {
+		if err := s.start.do("cluster", func() error { return s.joinCluster(ctx) }); err != nil {
+			return err
+		}
+	} else {
+		if err := s.start.do("control plane", func() error { return s.startControlPlane(ctx) }); err != nil {
+			return err
+		}
+		// Nodes begin to pull when they start.
+		if err := s.start.do("registry", func() error { return s.startRegistry(ctx) }); err != nil {
+			return err
+		}
 	}
 	g, gctx = errgroup.WithContext(ctx)
 	for name, f := range map[string]func(context.Context) error{
@@ -161,7 +168,11 @@ func (s *server) startControlPlane(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.rooms.control = cp
+	s.rooms.api = clusterAPI{
+		node:         cp.Client(controlplane.Node(s.settings.NodeName)),
+		part:         func(user string) *rest.Config { return cp.Client(controlplane.User(user)) },
+		certificates: cp.NodeCertificates(),
+	}
 	s.parts.run("control plane", cp.Run)
 	return s.until(ctx, "the control plane", cp.Ready())
 }
@@ -175,11 +186,11 @@ func (s *server) startAgent(ctx context.Context) error {
 	if err := cgroup.Make(path.Join(cgroupRoot(s.dir), translate.BestEffort), cgroup.Limits{CPUShares: translate.BestEffortShares}); err != nil {
 		return err
 	}
-	certificates := s.rooms.control.NodeCertificates()
+	certificates := s.rooms.api.certificates
 	a, err := agent.New(agent.Config{
 		NodeName: s.settings.NodeName, NodeIP: s.nodeIP, DataDir: string(s.dir),
 		ClusterDomain: clusterDomain, ClusterDNS: serviceDNS(s.service),
-		Client:   s.rooms.control.Client(controlplane.Node(s.settings.NodeName)),
+		Client:   s.rooms.api.node,
 		Runtimes: runtimes, Group: pods,
 		Images: s.rooms.images, RegistryAuth: s.rooms.registryAuth, Network: s.rooms.network, Version: api.Version,
 		Port: agentPort, CertFile: certificates.CertFile, KeyFile: certificates.KeyFile, ClientCAFile: certificates.ClientCAFile,
@@ -194,8 +205,16 @@ func (s *server) startAgent(ctx context.Context) error {
 	return s.until(ctx, "the node", a.Ready())
 }
 
-func (s *server) client(name string, groups ...string) (kubernetes.Interface, error) {
-	return kubernetes.NewForConfig(s.rooms.control.Client(controlplane.User(name, groups...)))
+// clusterAPI is how this machine's parts reach the API: in this process, or at
+// a server elsewhere.
+type clusterAPI struct {
+	node         *rest.Config                   // as this machine's node
+	part         func(user string) *rest.Config // as a part that has an identity of its own
+	certificates controlplane.NodeCertificates
+}
+
+func (s *server) client(user string) (kubernetes.Interface, error) {
+	return kubernetes.NewForConfig(s.rooms.api.part(user))
 }
 
 func (s *server) startProxy(ctx context.Context) error {
@@ -280,7 +299,9 @@ func (s *server) goingDown() bool {
 	if !s.supervisor.Present() {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	// It is told in milliseconds, but by a machine that is busy to death; not
+	// to know would cost the pods their grace. A stop may take 90 s.
+	ctx, cancel := context.WithTimeout(context.Background(), 45*time.Second)
 	defer cancel()
 	return systemd.Machine().GoingDown(ctx)
 }

@@ -71,6 +71,12 @@ func merge(asked, before api.Settings, found bool) (api.Settings, error) {
 	}
 	overlay(&s, before)
 	if found {
+		switch {
+		case before.Agent && !asked.Agent:
+			return s, errors.New("this data directory is an agent's, of a cluster elsewhere; run `tutti agent` with it, or begin anew with `tutti stop --purge`")
+		case asked.Agent && !before.Agent:
+			return s, errors.New("this data directory has a cluster of its own; choose another with --data-dir, or begin anew with `tutti stop --purge`")
+		}
 		for _, fixed := range []struct{ flag, asked, is string }{
 			{"--node-name", asked.NodeName, s.NodeName},
 			{"--cluster-cidr", asked.ClusterCIDR, s.ClusterCIDR},
@@ -99,6 +105,7 @@ func overlay(s *api.Settings, with api.Settings) {
 	set(&s.Mirrors, with.Mirrors)
 	set(&s.EvictionHard, with.EvictionHard)
 	set(&s.SystemReserved, with.SystemReserved)
+	s.Agent = s.Agent || with.Agent
 	if with.Port != 0 {
 		s.Port = with.Port
 	}

@@ -28,6 +28,9 @@ type Options struct {
 	Dir api.DataDir // absolute
 	// Settings that are not empty are kept for the next start.
 	Settings api.Settings
+	// Kubeconfig has an agent join the cluster of another machine, as the node
+	// whose credentials the file holds; "" is a cluster of this machine's own.
+	Kubeconfig string
 	// Progress hears of each step of the start and is closed at its end; nil
 	// is nobody.
 	Progress io.WriteCloser
@@ -63,6 +66,12 @@ func Run(ctx context.Context, o Options) (err error) {
 	debug.SetGCPercent(gcPercent)
 
 	s := &server{dir: o.Dir, log: o.Log, supervisor: supervisor, start: newSteps(o.Progress), parts: newParts(o.Log)}
+	if o.Kubeconfig != "" {
+		if s.joined, err = readMembership(o.Kubeconfig); err != nil {
+			return err
+		}
+		o.Settings.Agent, o.Settings.NodeName, o.Settings.Port = true, s.joined.node, s.joined.port
+	}
 	defer s.start.end()
 	var unlock func()
 	err = s.start.do(api.StepChecks, func() (err error) {
@@ -118,7 +127,8 @@ type server struct {
 	cluster  netip.Prefix
 	service  netip.Prefix
 	nodeIP   netip.Addr
-	fresh    bool // there was no data directory before this start
+	joined   *membership // nil: this machine has a control plane
+	fresh    bool        // there was no data directory before this start
 
 	supervisor systemd.Supervisor
 
@@ -167,7 +177,12 @@ func (s *server) claim(asked api.Settings) (unlock func(), err error) {
 		return nil, err
 	}
 	s.cluster, s.service = netip.MustParsePrefix(s.settings.ClusterCIDR), netip.MustParsePrefix(s.settings.ServiceCIDR)
-	s.nodeIP = nodeAddress()
+	if s.nodeIP = nodeAddress(anyone); s.joined != nil {
+		s.nodeIP = nodeAddress(s.joined.host)
+		if err := s.joined.serves(s.nodeIP); err != nil {
+			return nil, err
+		}
+	}
 	if err := checkMachine(s.settings); err != nil {
 		return nil, err
 	}

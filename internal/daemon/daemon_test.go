@@ -84,6 +84,8 @@ func TestMerge(t *testing.T) {
 		{"the same again", api.Settings{ClusterCIDR: "10.42.0.0/16"}, kept, true, kept, ""},
 		{"what cannot change", api.Settings{ClusterCIDR: "10.1.0.0/16"}, kept, true, api.Settings{}, "--cluster-cidr cannot change from 10.42.0.0/16 to 10.1.0.0/16; leave it out, or begin anew with `tutti stop --purge`"},
 		{"another name", api.Settings{NodeName: "m"}, kept, true, api.Settings{}, "--node-name cannot change"},
+		{"a server where an agent was", api.Settings{}, settings(func(s *api.Settings) { s.Agent = true }), true, api.Settings{}, "this data directory is an agent's, of a cluster elsewhere; run `tutti agent` with it, or begin anew with `tutti stop --purge`"},
+		{"an agent where a server was", api.Settings{Agent: true}, kept, true, api.Settings{}, "this data directory has a cluster of its own; choose another with --data-dir, or begin anew with `tutti stop --purge`"},
 		{"no port", api.Settings{Port: 70000}, kept, true, api.Settings{}, "--port 70000 is not a port; choose one from 1 to 65535"},
 		{"no registry", api.Settings{RegistryPort: -1}, kept, true, settings(func(s *api.Settings) { s.Port, s.RegistryPort = 7000, -1 }), ""},
 		{"no port for the registry", api.Settings{RegistryPort: -2}, kept, true, api.Settings{}, "--registry-port -2 is not a free port; choose another from 1 to 65535, or -1 for no registry"},

@@ -40,11 +40,14 @@ func unsafeSysctls(s api.Settings) []string {
 	return strings.FieldsFunc(s.UnsafeSysctls, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
+// anyone is an address that is reached by the default route.
+const anyone = "192.0.2.1"
+
 // nodeAddress is this machine's address for others: the source of what goes
-// out by the default route. A machine without one is known to itself alone.
-func nodeAddress() netip.Addr {
+// to one of them. A machine that does not reach it is known to itself alone.
+func nodeAddress(other string) netip.Addr {
 	// Connecting a UDP socket sends nothing; the kernel chooses the source.
-	c, err := net.Dial("udp4", "192.0.2.1:9")
+	c, err := net.Dial("udp4", net.JoinHostPort(other, "9"))
 	if err != nil {
 		return local
 	}

@@ -44,7 +44,7 @@ func (s *server) startRegistry(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	certificates := s.rooms.control.NodeCertificates()
+	certificates := s.rooms.api.certificates
 	ca, err := os.ReadFile(certificates.ClientCAFile)
 	if err != nil {
 		return fmt.Errorf("read the cluster's authority: %w", err)

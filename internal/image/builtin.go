@@ -27,16 +27,26 @@ type Builtin struct {
 	Mirrors map[string]string
 	// Node is who pulls through a mirror.
 	Node Auth
+	// Certificate is this machine's, for Auth.Machine; nil is none.
+	Certificate func() (*tls.Certificate, error)
 }
 
 type builtin struct {
 	Builtin
-	client *http.Client
+	client  *http.Client
+	machine *http.Client // shows Certificate
 }
 
 // UseBuiltin makes the cluster's registry known, in place of one before.
 func (l *Local) UseBuiltin(b Builtin) {
-	l.builtin.Store(&builtin{b, registryClient(&tls.Config{RootCAs: b.Roots, MinVersion: tls.VersionTLS12})})
+	config := &tls.Config{RootCAs: b.Roots, MinVersion: tls.VersionTLS12}
+	known := &builtin{b, registryClient(config), nil}
+	if b.Certificate != nil {
+		config = config.Clone()
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return b.Certificate() }
+		known.machine = registryClient(config)
+	}
+	l.builtin.Store(known)
 }
 
 // builtinFor is the cluster's registry if the image is there, else nil.

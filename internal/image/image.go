@@ -50,7 +50,12 @@ type Config struct {
 }
 
 // Auth is a name and password for a registry; the zero value is anonymous.
-type Auth struct{ Username, Password, IdentityToken, RegistryToken string }
+type Auth struct {
+	Username, Password, IdentityToken, RegistryToken string
+	// Machine is by the certificate of this machine, Builtin.Certificate: only
+	// the cluster's own registry is shown it.
+	Machine bool
+}
 
 // Store is what the agent needs of this package.
 type Store interface {

@@ -187,6 +187,9 @@ func (l *Local) resolver(named reference.Named, auth Auth) remotes.Resolver {
 	client := l.client
 	if b := l.builtinFor(named); b != nil {
 		client = b.client
+		if auth.Machine && b.machine != nil {
+			client = b.machine
+		}
 	}
 	opts := []docker.RegistryOpt{docker.WithClient(client), docker.WithPlainHTTP(l.plain)}
 	header := userAgent()

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -12,6 +11,8 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	proxyconfig "k8s.io/kubernetes/pkg/proxy/config"
+
+	"tutti.dev/tutti/internal/host/relay"
 )
 
 // loopback makes TCP node ports answer on 127.0.0.1, where people look first:
@@ -88,38 +89,7 @@ func (l *loopback) open(port int32) {
 		return
 	}
 	l.listeners[port] = listener
-	target := net.JoinHostPort(l.node.String(), text)
-	l.group.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			l.group.Go(func() { l.relay(conn.(*net.TCPConn), target) })
-		}
-	})
-}
-
-// relay copies both ways until both sides have ended, or all ends.
-func (l *loopback) relay(client *net.TCPConn, target string) {
-	defer client.Close()
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(l.ctx, "tcp", target)
-	if err != nil {
-		_ = client.SetLinger(0) // refuse, as the target did
-		return
-	}
-	server := conn.(*net.TCPConn)
-	defer server.Close()
-	defer context.AfterFunc(l.ctx, func() { client.Close(); server.Close() })()
-	var both sync.WaitGroup
-	for _, way := range [][2]*net.TCPConn{{client, server}, {server, client}} {
-		both.Go(func() {
-			_, _ = io.Copy(way[1], way[0])
-			_ = way[1].CloseWrite()
-		})
-	}
-	both.Wait()
+	l.group.Go(func() { relay.Serve(l.ctx, listener, net.JoinHostPort(l.node.String(), text)) })
 }
 
 // close stops listening and waits for what runs; the context has ended.

@@ -18,7 +18,7 @@ import (
 
 // patience is how long a test waits for a fact that normally comes within
 // seconds: CI's machines are small and busy.
-const patience = 90 * time.Second
+var patience = 90 * time.Second
 
 // node is a machine in the hands of one test: what fails, fails the test.
 type node struct {

@@ -115,11 +115,11 @@ func Ensure(s Spec, now time.Time) (*Files, error) {
 		by   *authority
 		as   subject
 	}{
-		{f.APIServer, ca, subject{name: "kube-apiserver", sans: s.ServerSANs, usage: x509.ExtKeyUsageServerAuth}},
-		{f.KubeletClient, ca, subject{name: KubeletClientName, usage: x509.ExtKeyUsageClientAuth}},
-		{f.Kubelet, ca, subject{name: "system:node:" + s.NodeName, groups: []string{"system:nodes"}, sans: append([]string{s.NodeName}, s.NodeSANs...), usage: x509.ExtKeyUsageServerAuth}},
-		{f.Admin, ca, subject{name: AdminName, groups: []string{"system:masters"}, usage: x509.ExtKeyUsageClientAuth}},
-		{f.FrontProxyClient, frontProxyCA, subject{name: FrontProxyClientName, usage: x509.ExtKeyUsageClientAuth}},
+		{f.APIServer, ca, subject{name: "kube-apiserver", sans: s.ServerSANs, usage: serving}},
+		{f.KubeletClient, ca, subject{name: KubeletClientName, usage: calling}},
+		{f.Kubelet, ca, nodeSubject(s.NodeName, s.NodeSANs, serving)},
+		{f.Admin, ca, subject{name: AdminName, groups: []string{"system:masters"}, usage: calling}},
+		{f.FrontProxyClient, frontProxyCA, subject{name: FrontProxyClientName, usage: calling}},
 	} {
 		if err := ensureLeaf(leaf.pair, leaf.by, leaf.as, now); err != nil {
 			return nil, err
@@ -194,12 +194,21 @@ type subject struct {
 	name   string
 	groups []string
 	sans   []string
-	usage  x509.ExtKeyUsage
+	usage  []x509.ExtKeyUsage
 }
+
+func nodeSubject(node string, sans []string, usage []x509.ExtKeyUsage) subject {
+	return subject{name: "system:node:" + node, groups: []string{"system:nodes"}, sans: append([]string{node}, sans...), usage: usage}
+}
+
+var (
+	serving = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	calling = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+)
 
 // serves reports whether c still does for s, signed by ca, at the time now.
 func (s subject) serves(c *x509.Certificate, ca *authority, now time.Time) bool {
-	if c.Subject.CommonName != s.name || !slices.Equal(c.Subject.Organization, s.groups) || !slices.Contains(c.ExtKeyUsage, s.usage) {
+	if c.Subject.CommonName != s.name || !slices.Equal(c.Subject.Organization, s.groups) || !slices.Equal(c.ExtKeyUsage, s.usage) {
 		return false
 	}
 	if now.Before(c.NotBefore) || now.After(c.NotAfter.Add(-RenewBefore)) || c.CheckSignatureFrom(ca.cert) != nil {
@@ -230,9 +239,17 @@ func ensureLeaf(p Pair, ca *authority, s subject, now time.Time) error {
 			return err
 		}
 	}
+	if cert, err = ca.sign(s, key.Public(), now); err != nil {
+		return fmt.Errorf("sign %s: %w", p.CertFile, err)
+	}
+	return writeFile(p.CertFile, certPEM(cert), 0o644)
+}
+
+// sign makes the certificate of a subject.
+func (ca *authority) sign(s subject, key crypto.PublicKey, now time.Time) (*x509.Certificate, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
-		return fmt.Errorf("draw a serial number: %w", err)
+		return nil, fmt.Errorf("draw a serial number: %w", err)
 	}
 	template := x509.Certificate{
 		SerialNumber: serial.Add(serial, big.NewInt(1)),
@@ -240,7 +257,7 @@ func ensureLeaf(p Pair, ca *authority, s subject, now time.Time) error {
 		NotBefore:    now.Add(-skew),
 		NotAfter:     now.Add(Lifetime),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{s.usage},
+		ExtKeyUsage:  s.usage,
 	}
 	for _, san := range s.sans {
 		if ip := net.ParseIP(san); ip != nil {
@@ -249,14 +266,11 @@ func ensureLeaf(p Pair, ca *authority, s subject, now time.Time) error {
 			template.DNSNames = append(template.DNSNames, san)
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, &template, ca.cert, key.Public(), ca.key)
+	der, err := x509.CreateCertificate(rand.Reader, &template, ca.cert, key, ca.key)
 	if err != nil {
-		return fmt.Errorf("sign %s: %w", p.CertFile, err)
+		return nil, err
 	}
-	if cert, err = x509.ParseCertificate(der); err != nil {
-		return fmt.Errorf("sign %s: %w", p.CertFile, err)
-	}
-	return writeFile(p.CertFile, certPEM(cert), 0o644)
+	return x509.ParseCertificate(der)
 }
 
 func ensureServiceAccountKey(file string) error {

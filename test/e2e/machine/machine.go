@@ -24,11 +24,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The addresses of every machine and of the world outside it, joined by one
-// link.
+// The addresses of every machine, of the world outside it, joined by one link,
+// and of a neighbor where there is one.
 const (
-	IP        = "192.0.2.10"
-	OutsideIP = "192.0.2.1"
+	IP         = "192.0.2.10"
+	OutsideIP  = "192.0.2.1"
+	NeighborIP = "192.0.2.20"
 )
 
 // Machine is one throwaway machine.
@@ -39,6 +40,7 @@ type Machine struct {
 	Repo string
 
 	temp    string
+	ip      string
 	rootfs  []string // where its root is mounted, and of which layers; nil is the host's
 	claim   *os.File
 	inside  *holder
@@ -46,12 +48,52 @@ type Machine struct {
 	// inherited are the host's mounts: copies, which go when the host's
 	// directories do.
 	inherited []string
+	guest     bool // of another's world outside
 }
 
 // New makes a machine on which nothing runs yet. Its file system is this one's,
 // or, with layers, those directories over it, the first on top, and writes of
 // its own.
-func New(layers ...string) (m *Machine, err error) {
+func New(layers ...string) (*Machine, error) { return newMachine(IP, nil, layers) }
+
+// Neighbor makes a machine in the same world as m, at NeighborIP. It goes
+// before m does.
+func (m *Machine) Neighbor() (*Machine, error) {
+	if err := m.network(); err != nil {
+		return nil, err
+	}
+	return newMachine(NeighborIP, m.outside, nil)
+}
+
+// lan joins the machines of one world.
+const lan = "lan"
+
+// network makes a network of the world's end of the link, that others can be
+// on. It is done once.
+func (m *Machine) network() error {
+	r := m.RunOutside(10*time.Second, "sh", "-c", "ip link show "+lan+" >/dev/null 2>&1 || { ip link add "+lan+" type bridge && ip link set "+lan+" addrgenmode none up && "+
+		"ip addr flush dev world && ip link set world master "+lan+" && ip addr add "+OutsideIP+"/24 dev "+lan+"; }")
+	if r.Err != nil {
+		return fmt.Errorf("join the machines: %s", r)
+	}
+	return nil
+}
+
+// Tap makes a link in the world outside for a virtual machine at NeighborIP,
+// whose program is run there too.
+func (m *Machine) Tap(name string) error {
+	if err := m.network(); err != nil {
+		return err
+	}
+	if r := m.RunOutside(10*time.Second, "sh", "-c", fmt.Sprintf("ip tuntap add dev %s mode tap && ip link set %[1]s addrgenmode none master "+lan+" up", name)); r.Err != nil {
+		return fmt.Errorf("make a link for a virtual machine: %s", r)
+	}
+	return nil
+}
+
+// newMachine makes a machine at an address of a world of its own, or of that
+// of a neighbor.
+func newMachine(ip string, world *holder, layers []string) (m *Machine, err error) {
 	repo, err := repository()
 	if err != nil {
 		return nil, err
@@ -62,7 +104,7 @@ func New(layers ...string) (m *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m = &Machine{Dir: filepath.Join(temp, "tutti"), Repo: repo, temp: temp}
+	m = &Machine{Dir: filepath.Join(temp, "tutti"), Repo: repo, temp: temp, ip: ip}
 	defer func(m *Machine) {
 		if err != nil {
 			m.Close()
@@ -77,14 +119,14 @@ func New(layers ...string) (m *Machine, err error) {
 	if len(layers) > 0 {
 		m.rootfs = append([]string{filepath.Join(temp, "root")}, layers...)
 	}
-	if m.outside, err = newHolder(namespaces); err != nil {
-		return nil, err
+	m.outside, m.guest = world, world != nil
+	if !m.guest {
+		if m.outside, err = newHolder(namespaces); err != nil {
+			return nil, err
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if err := run(exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.outside.pid()), "--net", "ip", "link", "set", "lo", "up")); err != nil {
-		return nil, err
-	}
 	return m, m.boot(ctx)
 }
 
@@ -97,16 +139,19 @@ func (m *Machine) boot(ctx context.Context) (err error) {
 	if m.inside, err = newHolder(namespaces, m.rootfs...); err != nil {
 		return err
 	}
+	near, join := "world", "ip link set lo up && ip link set world addrgenmode none && ip addr add "+OutsideIP+"/24 dev world && ip link set world up"
+	if m.guest {
+		near, join = "neighbor", "ip link set neighbor addrgenmode none master "+lan+" up"
+	}
 	// Without link-local addresses of IPv6: the kernel takes seconds to
 	// decide on them, and states are compared.
-	link := fmt.Sprintf("ip link set lo up && ip link add eth0 type veth peer name world netns %d && ip link set eth0 addrgenmode none && "+
-		"ip addr add %s/24 dev eth0 && ip link set eth0 up", m.outside.pid(), IP)
+	link := fmt.Sprintf("ip link set lo up && ip link add eth0 type veth peer name %s netns %d && ip link set eth0 addrgenmode none && "+
+		"ip addr add %s/24 dev eth0 && ip link set eth0 up", near, m.outside.pid(), m.ip)
 	// The process id of the other holder means nothing inside: make the link
 	// from the host's processes, in the machine's network.
 	for _, step := range []*exec.Cmd{
 		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.inside.pid()), "--net", "sh", "-c", link),
-		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.outside.pid()), "--net", "sh", "-c",
-			"ip link set world addrgenmode none && ip addr add "+OutsideIP+"/24 dev world && ip link set world up"),
+		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.outside.pid()), "--net", "sh", "-c", join),
 		exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.inside.pid()), "--net", "ip", "route", "add", "default", "via", OutsideIP),
 	} {
 		if err := run(step); err != nil {
@@ -283,7 +328,7 @@ func (m *Machine) Purge() error {
 func (m *Machine) Close() error {
 	var errs []error
 	for _, h := range []*holder{m.inside, m.outside} {
-		if h != nil {
+		if h != nil && (h != m.outside || !m.guest) {
 			errs = append(errs, h.close())
 		}
 	}
