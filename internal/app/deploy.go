@@ -85,6 +85,9 @@ func (c *Cluster) Deploy(ctx context.Context, a Application, namespace string, r
 				return d, err
 			}
 		}
+		if err := c.preconditions(ctx, p, d.applied, o, report); err != nil {
+			return d, err
+		}
 		report(o.String(), Working, "applying")
 		if d.applied[refOf(o)], err = c.apply(ctx, p, o); err != nil {
 			report(o.String(), Failed, plain(err))
@@ -179,8 +182,9 @@ func (c *Cluster) plan(ctx context.Context, a Application, namespace string) (*p
 			p.creates[ns] = !there
 		}
 	}
-	p.objects = inOrder(p.objects)
-	return p, nil
+	var err error
+	p.objects, err = inOrder(p.objects)
+	return p, err
 }
 
 func newNamespace(name string) Object {
@@ -320,6 +324,39 @@ func (c *Cluster) apply(ctx context.Context, p *plan, o Object) (*unstructured.U
 		}
 	}
 	return got, nil
+}
+
+// preconditions waits until what an object comes after is as far as it says.
+func (c *Cluster) preconditions(ctx context.Context, p *plan, applied map[Ref]*unstructured.Unstructured, o Object, report Report) error {
+	list, err := after(o)
+	if err != nil {
+		return err
+	}
+	for _, before := range list {
+		i := slices.IndexFunc(p.objects, func(other Object) bool {
+			return other.GetKind() == before.kind && other.GetName() == before.name && other.GetNamespace() == o.GetNamespace()
+		})
+		r := refOf(p.objects[i])
+		report(o.String(), Working, "waits for "+r.String())
+		var failure error
+		err := c.await(ctx, r, func(u *unstructured.Unstructured) bool {
+			if applied[r] != nil && u.GetGeneration() < applied[r].GetGeneration() {
+				return false
+			}
+			v := ready(u)
+			if before.state == api.AfterStarted {
+				v = started(u)
+			}
+			if v.Failed {
+				failure = o.errorf("waits for %s, which has failed (%s); `tutti status` says why", r, v.Message)
+			}
+			return v.Done || v.Failed
+		})
+		if err = errors.Join(failure, err); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // patience bounds the applying of one object, with what it must wait for.

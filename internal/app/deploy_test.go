@@ -40,7 +40,11 @@ func TestOrder(t *testing.T) {
 	}
 	var got []string
 	var refs []Ref
-	for _, o := range inOrder(objects) {
+	sorted, err := inOrder(objects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range sorted {
 		got = append(got, o.GetKind())
 		refs = append(refs, refOf(o))
 	}

@@ -29,8 +29,8 @@ func (c *command) up() *cobra.Command {
 		Short: "Start this machine if need be, and deploy what PATH holds",
 		Long: `up starts this machine in the background if it is not running, and waits until
 it is ready. Then it deploys each PATH (a file, a folder of YAML, or - for
-standard input) as an application and waits until that is ready. Every object
-is checked before the first is applied; what was in the application before and
+standard input) as an application and waits until that is ready. A folder may
+have a compose file; without PATH it is that of this folder. Every object is checked before the first is applied; what was in the application before and
 is not now is removed. Running it again is safe.
 An application is called as its objects' label app.kubernetes.io/part-of says,
 or else as its folder or file.
@@ -43,10 +43,13 @@ With KUBECONFIG set to another cluster, PATH is deployed there.`,
 			if len(args) > 1 && name != "" {
 				return misusef("--name is for one PATH, but there are %d; deploy them one by one", len(args))
 			}
+			if len(args) == 0 && app.HasCompose(".") {
+				args = []string{"."}
+			}
 			// What is wrong with the files is told before anything starts.
 			var apps []app.Application
 			for _, path := range args {
-				a, err := app.Read(path, name, c.in)
+				a, err := app.Read(cmd.Context(), path, name, c.in)
 				if err != nil {
 					return err
 				}
@@ -142,6 +145,9 @@ func (c *command) deploy(ctx context.Context, kubeconfig string, a app.Applicati
 		return err
 	}
 	if namespace == "" {
+		namespace = a.Namespace
+	}
+	if namespace == "" {
 		namespace = current
 	}
 	limited, cancel := context.WithTimeout(ctx, timeout)
@@ -201,7 +207,7 @@ kept and named, unless --volumes is given.`,
 		Args:              takes(1, 1, "an application's name or the path it came from"),
 		ValidArgsFunction: c.completeApplication,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			appName, err := c.nameOf(args[0], name)
+			appName, err := c.nameOf(cmd.Context(), args[0], name)
 			if err != nil {
 				return err
 			}
@@ -271,12 +277,12 @@ func (c *command) completeApplication(cmd *cobra.Command, args []string, _ strin
 
 // nameOf is the application that an argument means: what a path holds, or the
 // argument itself.
-func (c *command) nameOf(arg, name string) (string, error) {
+func (c *command) nameOf(ctx context.Context, arg, name string) (string, error) {
 	if name != "" {
 		return app.CleanName(name), nil
 	}
 	if _, err := os.Stat(arg); err == nil || arg == "-" {
-		a, err := app.Read(arg, "", c.in)
+		a, err := app.Read(ctx, arg, "", c.in)
 		return a.Name, err
 	}
 	if app.CleanName(arg) != arg {
