@@ -305,7 +305,7 @@ func (c *Cluster) apply(ctx context.Context, p *plan, o Object) (*unstructured.U
 		}
 	}
 	got, err := c.patch(ctx, m, o)
-	if replaceable(o, err) {
+	if replaceable(o, err) || err == nil && o.GetKind() == "Job" && ready(got).Failed { // whoever deploys it again wants it tried again
 		if err := c.delete(ctx, refOf(o)); err != nil {
 			return nil, err
 		}

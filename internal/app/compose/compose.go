@@ -92,6 +92,11 @@ func (p *Project) Name() string { return p.project.Name }
 // readable is an error of the library in one line that begins with the file.
 func readable(file string, err error) error {
 	text := strings.Join(strings.Fields(strings.TrimPrefix(err.Error(), file+": ")), " ")
+	text = strings.TrimSuffix(text, ": invalid compose project")
+	if key, unknown := strings.CutSuffix(text, " false schema"); unknown {
+		_, key, _ = strings.Cut(key, ": ")
+		text = key + " is no key of compose; take it out, or begin it with x-"
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%s: %s; check the path", file, text)
 	}

@@ -78,9 +78,35 @@ func TestRefused(t *testing.T) {
 				t.Fatal("was taken")
 			}
 			here, _ := os.Getwd()
-			if got := strings.TrimPrefix(strings.ReplaceAll(err.Error(), here+"/", ""), file+":"); got != want {
+			got := strings.TrimPrefix(strings.ReplaceAll(err.Error(), here+"/", ""), file+":")
+			if *update {
+				if err := os.WriteFile(file, []byte("# "+got+strings.TrimPrefix(string(text), first)), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			} else if got != want {
 				t.Errorf("\n got %s\nwant %s", got, want)
 			}
 		})
+	}
+}
+
+// What the table refuses is refused, with the table's words.
+func TestRefusedKeys(t *testing.T) {
+	for name, k := range keys {
+		if k.standing != refused {
+			continue
+		}
+		var value any = "something"
+		parts := strings.Split(strings.ReplaceAll(name, "*", "a"), ".")
+		for i := len(parts) - 1; i >= 0; i-- {
+			value = map[string]any{parts[i]: value}
+		}
+		err := (&Project{}).checkKeys(value.(map[string]any))
+		if want := strings.Join(parts, ".") + ": " + k.text; err == nil || err.Error() != want {
+			t.Errorf("%s: got %v, want %s", name, err, want)
+		}
+		if !strings.Contains(k.text, "; ") && !strings.HasPrefix(k.text, "use ") && !strings.HasPrefix(k.text, "write ") {
+			t.Errorf("%s says no cure: %s", name, k.text)
+		}
 	}
 }

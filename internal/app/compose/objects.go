@@ -187,7 +187,7 @@ func (t *translation) aliases() error {
 			}
 		}
 		if len(s.Spec.Ports) == 0 {
-			s.Spec.ClusterIP = corev1.ClusterIPNone
+			headless(&s.Spec)
 		}
 		if err := t.add(s); err != nil {
 			return err

@@ -228,6 +228,9 @@ func (t *translation) container(s types.ServiceConfig) (corev1.Container, error)
 			c.Env = append(c.Env, corev1.EnvVar{Name: name, Value: escape(*value)})
 		}
 	}
+	if l := s.Logging; l != nil && !slices.Contains([]string{"", "json-file", "local", "journald"}, l.Driver) {
+		return c, t.refuse("logs are kept by the machine; have a DaemonSet carry them on, and leave it out", "services", s.Name, "logging", "driver")
+	}
 	ports, err := t.innerPorts(s)
 	if err != nil {
 		return c, err

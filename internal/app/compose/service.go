@@ -279,15 +279,19 @@ func (t *translation) names(s types.ServiceConfig) error {
 		ObjectMeta: metav1.ObjectMeta{Name: s.Name, Labels: map[string]string{LabelName: s.Name}},
 		Spec:       corev1.ServiceSpec{Selector: t.labels(s.Name), Ports: inner},
 	}
-	// Without ports that are known, the name leads to the pods themselves,
-	// whatever they listen on.
 	if len(inner) == 0 || s.Deploy != nil && s.Deploy.EndpointMode == "dnsrr" {
-		o.Spec.ClusterIP = corev1.ClusterIPNone
+		headless(&o.Spec)
 	}
 	if err := t.add(o); err != nil {
 		return err
 	}
 	return t.published(s)
+}
+
+// headless lets a name lead to the pods themselves, whatever they listen on, as
+// soon as they have started: so it is where no ports are known.
+func headless(s *corev1.ServiceSpec) {
+	s.ClusterIP, s.PublishNotReadyAddresses = corev1.ClusterIPNone, true
 }
 
 // innerPorts are those that other services reach it by.
