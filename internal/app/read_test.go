@@ -59,6 +59,7 @@ func TestRead(t *testing.T) {
 		{"no apiVersion", map[string]string{"a.yaml": "kind: Pod\nmetadata: {name: a}\n"}, "", "", "", "has no apiVersion; `tutti kubectl explain KIND` tells it"},
 		{"no name", map[string]string{"a.yaml": configMap + "---\napiVersion: v1\nkind: Pod\n"}, "", "", "", "document 2: Pod has no metadata.name; give it one"},
 		{"compose", map[string]string{"compose.yaml": "services: {web: {image: x}}\n"}, "", "", "myapp", "Deployment web, Service web"},
+		{"compose of nothing", map[string]string{"compose.yaml": "services: {}\n"}, "", "", "", "/compose.yaml has no service; add one under services"},
 		{"compose among objects", map[string]string{"a.yaml": "services: {web: {image: x}}\n"}, "", "", "", "is a compose file, which cannot stand among objects; give it alone"},
 		{"compose of another name", map[string]string{"a.yaml": "services: {web: {image: x}}\n"}, "a.yaml", "it", "it", "Deployment web, Service web"},
 		{"only text", map[string]string{"a.yaml": "hello\n"}, "", "", "", "is not an object; it needs apiVersion, kind and metadata"},

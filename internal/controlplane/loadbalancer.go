@@ -165,17 +165,11 @@ func assign(services []*corev1.Service, addresses []string, taken func(corev1.Pr
 			continue // upstream's API server clears what it had
 		}
 		status := *s.Status.DeepCopy()
-		want, problem := addresses, ""
+		want := addresses
 		if ip := s.Annotations[api.AnnotationHostIP]; ip != "" {
 			want = []string{ip}
-			if !slices.Contains(addresses, ip) {
-				// Others' addresses are not for a Service to take.
-				problem = fmt.Sprintf("%s is no address of a node; use one of %s in %s", ip, strings.Join(addresses, ", "), api.AnnotationHostIP)
-			}
 		}
-		if problem == "" {
-			problem = conflict(s, want, owners, taken)
-		}
+		problem := conflict(s, want, addresses, owners, taken)
 		if s.DeletionTimestamp != nil {
 			want = nil
 		}
@@ -199,8 +193,12 @@ func assign(services []*corev1.Service, addresses []string, taken func(corev1.Pr
 }
 
 // conflict says in a person's words why a Service cannot have its ports, "" when it can.
-func conflict(s *corev1.Service, want []string, owners map[listener]types.NamespacedName, taken func(corev1.Protocol, int32) bool) string {
+func conflict(s *corev1.Service, want, addresses []string, owners map[listener]types.NamespacedName, taken func(corev1.Protocol, int32) bool) string {
 	for _, ip := range want {
+		if !slices.Contains(addresses, ip) {
+			// Others' addresses are not for a Service to take.
+			return fmt.Sprintf("%s is no address of a node; use one of %s in %s", ip, strings.Join(addresses, ", "), api.AnnotationHostIP)
+		}
 		for _, p := range s.Spec.Ports {
 			if owner, ok := owners[listener{ip, p.Protocol, p.Port}]; ok {
 				return fmt.Sprintf("port %d (%s) of %s is Service %s's; choose another", p.Port, p.Protocol, ip, owner)

@@ -284,6 +284,10 @@ const (
 	dockerRetries  = 3
 )
 
+// drainSeconds is how long a server goes on after it was taken from its
+// Service: a change is everywhere within a second.
+const drainSeconds = 1
+
 // probe is the health check: who fails it gets no requests. Docker does not
 // start such a container again, and neither do we.
 func (t *translation) probe(s types.ServiceConfig) (*corev1.Probe, error) {
@@ -346,8 +350,15 @@ func (t *translation) hooks(s types.ServiceConfig) (*corev1.Lifecycle, error) {
 		return nil, err
 	}
 	stop, err := hook(s.PreStop, "pre_stop")
-	if err != nil || start == nil && stop == nil {
+	if err != nil {
 		return nil, err
+	}
+	if stop == nil && len(s.Ports)+len(s.Expose) > 0 && t.kind(s) == "Deployment" {
+		// New requests must find another pod before this one stops listening.
+		stop = &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: drainSeconds}}
+	}
+	if start == nil && stop == nil {
+		return nil, nil
 	}
 	return &corev1.Lifecycle{PostStart: start, PreStop: stop}, nil
 }
