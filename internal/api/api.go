@@ -33,6 +33,9 @@ const (
 	// AnnotationHostIP on a Service of type LoadBalancer is the one address of
 	// the machine that its ports are on.
 	AnnotationHostIP = "tutti.dev/host-ip"
+	// AnnotationKeepName on a ConfigMap or Secret, "true", keeps its name as it
+	// was written, because others look it up.
+	AnnotationKeepName = "tutti.dev/keep-name"
 	// AnnotationProbePeriod is a probe's period below a second.
 	AnnotationProbePeriod = "probes.tutti.dev/period"
 	// LabelInstance groups what another deployer (Helm, for one) installed.

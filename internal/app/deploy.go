@@ -48,11 +48,13 @@ type Deployment struct {
 	applied map[Ref]*unstructured.Unstructured
 }
 
-// Deploy makes the cluster hold exactly the application's objects: those that
-// it held for the application before and are not given now are deleted. The
+// deploy makes the cluster hold the application's objects: those that it held
+// for the application before and are not given now are deleted, but for
+// configurations, which pods that run may still need: prune deletes them. The
 // server checks every object first; when one is wrong nothing is changed.
-// Objects that name no namespace go to the one given. Idempotent.
-func (c *Cluster) Deploy(ctx context.Context, a Application, namespace string, report Report) (Deployment, error) {
+// Objects that name no namespace go to the one given. intent is called before
+// the first change. Idempotent.
+func (c *Cluster) deploy(ctx context.Context, a Application, namespace string, intent func() error, report Report) (Deployment, error) {
 	p, err := c.plan(ctx, a, namespace)
 	if err != nil {
 		return Deployment{}, err
@@ -72,6 +74,9 @@ func (c *Cluster) Deploy(ctx context.Context, a Application, namespace string, r
 	written := false
 	write := func() error {
 		written = true
+		if err := intent(); err != nil {
+			return err
+		}
 		return c.writeInventory(ctx, namespace, a.Name, slices.Concat(d.Refs, d.Removed))
 	}
 	if !p.creates[namespace] {
@@ -99,17 +104,37 @@ func (c *Cluster) Deploy(ctx context.Context, a Application, namespace string, r
 			report(o.String(), Done, "applied")
 		}
 	}
-	for _, r := range forRemoval(d.Removed) {
+	return d, c.remove(ctx, d.Removed, func(r Ref) bool { return !configures(r) }, report)
+}
+
+// prune deletes the configurations that the application no longer has.
+func (c *Cluster) prune(ctx context.Context, d Deployment, report Report) error {
+	if len(d.Removed) == 0 {
+		return nil
+	}
+	if err := c.remove(ctx, d.Removed, configures, report); err != nil {
+		return err
+	}
+	return c.writeInventory(ctx, d.Namespace, d.Name, d.Refs)
+}
+
+// configures says whether an object is of use to pods only, when they start.
+func configures(r Ref) bool {
+	return r.Group == "" && (r.Kind == "ConfigMap" || r.Kind == "Secret")
+}
+
+func (c *Cluster) remove(ctx context.Context, refs []Ref, which func(Ref) bool, report Report) error {
+	for _, r := range forRemoval(refs) {
+		if !which(r) {
+			continue
+		}
 		report(r.String(), Working, "removing")
 		if err := c.delete(ctx, r); err != nil {
-			return d, err
+			return err
 		}
 		report(r.String(), Done, "removed")
 	}
-	if len(d.Removed) == 0 && written {
-		return d, nil
-	}
-	return d, c.writeInventory(ctx, namespace, a.Name, d.Refs)
+	return nil
 }
 
 // plan is what will be applied, in order, with namespaces filled in.

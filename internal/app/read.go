@@ -65,7 +65,7 @@ func Read(ctx context.Context, path, name string, stdin io.Reader) (Application,
 	if name = CleanName(name); name == "" {
 		return Application{}, fmt.Errorf("%s names no application; pass --name, or label its objects %s", display(path), api.LabelPartOf)
 	}
-	return Application{Name: name, Objects: objects}, distinct(objects)
+	return Application{Name: name, Objects: objects, Source: display(path)}, distinct(objects)
 }
 
 // kustomizations are the names of a kustomization's file.
@@ -118,7 +118,7 @@ func readCompose(ctx context.Context, file, name string) (Application, error) {
 	if err != nil {
 		return Application{}, err
 	}
-	a := Application{Name: CleanName(project.Name())}
+	a := Application{Name: CleanName(project.Name()), Source: file}
 	a.Namespace = a.Name
 	for _, u := range list {
 		a.Objects = append(a.Objects, Object{Unstructured: u, File: file})

@@ -151,7 +151,7 @@ client work with it as they are.`,
 			root.AddCommand(cmd)
 		}
 	}
-	add("apps", c.up(), c.down(), c.status(), c.image())
+	add("apps", c.up(), c.down(), c.status(), c.history(), c.diff(), c.rollback(), c.export(), c.image())
 	add("machine", c.stop(), c.install(), c.uninstall(), c.server())
 	add("kube", c.kubectl(), c.kubeconfig())
 	add("", c.version())

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,7 +21,7 @@ func (c *command) up() *cobra.Command {
 	var (
 		s               api.Settings
 		name, namespace string
-		timeout         time.Duration
+		terms           app.Terms
 	)
 	cmd := &cobra.Command{
 		Use:   "up [PATH…]",
@@ -31,7 +30,8 @@ func (c *command) up() *cobra.Command {
 it is ready. Then it deploys each PATH (a file, a folder of YAML, or - for
 standard input) as an application and waits until that is ready. A folder may
 have a compose file; without PATH it is that of this folder. Every object is checked before the first is applied; what was in the application before and
-is not now is removed. Running it again is safe.
+is not now is removed. Each change is a release; when one fails, the release
+before it comes back. Running it again is safe.
 An application is called as its objects' label app.kubernetes.io/part-of says,
 or else as its folder or file.
 With KUBECONFIG set to another cluster, PATH is deployed there.`,
@@ -70,7 +70,7 @@ With KUBECONFIG set to another cluster, PATH is deployed there.`,
 				fmt.Fprintf(c.out, "deploying to the cluster of KUBECONFIG=%s\n", kubeconfig)
 			}
 			for _, a := range apps {
-				if err := c.deploy(cmd.Context(), kubeconfig, a, namespace, timeout); err != nil {
+				if err := c.deploy(cmd.Context(), kubeconfig, a, namespace, terms); err != nil {
 					return err
 				}
 			}
@@ -80,7 +80,9 @@ With KUBECONFIG set to another cluster, PATH is deployed there.`,
 	settingsFlags(cmd.Flags(), &s)
 	cmd.Flags().StringVar(&name, "name", "", "what to call the application")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "where objects go that name no namespace")
-	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait until an application is ready")
+	cmd.Flags().DurationVar(&terms.Timeout, "timeout", 5*time.Minute, "how long to wait until an application is ready")
+	cmd.Flags().BoolVar(&terms.Stay, "no-rollback", false, "leave a release that fails as it is")
+	cmd.Flags().BoolVar(&terms.DryRun, "dry-run", false, "have the cluster check everything, and change nothing")
 	return cmd
 }
 
@@ -139,7 +141,7 @@ func connect(ctx context.Context, kubeconfig string) (c *app.Cluster, namespace 
 }
 
 // deploy deploys one application, waits for it and tells where it is.
-func (c *command) deploy(ctx context.Context, kubeconfig string, a app.Application, namespace string, timeout time.Duration) error {
+func (c *command) deploy(ctx context.Context, kubeconfig string, a app.Application, namespace string, terms app.Terms) error {
 	cluster, current, err := connect(ctx, kubeconfig)
 	if err != nil {
 		return err
@@ -150,26 +152,25 @@ func (c *command) deploy(ctx context.Context, kubeconfig string, a app.Applicati
 	if namespace == "" {
 		namespace = current
 	}
-	limited, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	d := progress.New(c.out)
-	defer d.Close()
-	deployment, err := cluster.Deploy(limited, a, namespace, reportTo(d))
-	if err != nil {
+	if terms.Author, err = cluster.Whoami(ctx); err != nil {
 		return err
 	}
-	if err := cluster.Wait(limited, deployment, reportTo(d)); err != nil {
-		if errors.Is(ctx.Err(), context.Canceled) {
-			return fmt.Errorf("interrupted; %s is deployed and goes on starting, `tutti status` shows how", a.Name)
-		}
-		return fmt.Errorf("%s is deployed but does not run: %w", a.Name, err)
-	}
+	d := progress.New(c.out)
+	defer d.Close()
+	outcome, err := cluster.Up(ctx, a, namespace, terms, reportTo(d))
 	d.Close()
+	if err != nil {
+		return deployed(a.Name, outcome, err)
+	}
+	if terms.DryRun {
+		fmt.Fprintf(c.out, "%s can be deployed: the cluster takes all of its %d objects.\n", a.Name, len(a.Objects))
+		return nil
+	}
 	status, err := c.see(ctx, cluster)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.out, "\n%s is ready.\n\n", a.Name)
+	fmt.Fprintf(c.out, "\n%s is ready: release %d.\n\n", a.Name, outcome.Release.Number)
 	for _, running := range status.Apps {
 		if running.Name == a.Name {
 			printApp(c.out, running, time.Now())

@@ -95,7 +95,34 @@ func TestCompose(t *testing.T) {
 		t.Errorf("the volume had %s and has %s", born, got)
 	}
 
+	// Each deployment is a release; one that fails leaves no trace but itself.
+	write("compose.yaml", strings.Replace(composed, "nc 127.0.0.1 5000", "false", 1))
+	lost = n.load(outside)
+	r := n.Tutti("up", dir, "--timeout", "15s")
+	if r.Err == nil || !strings.Contains(r.Stderr, "release 3 of composed failed, and release 2 is back: not ready in time: Deployment web (1 of 2 updated") {
+		t.Errorf("a release that fails: %v", r)
+	}
+	if requests, failures := lost(); failures != "" || requests == 0 {
+		t.Errorf("of %d requests some were lost in the failure: %s", requests, failures)
+	}
+	n.ok(n.Tutti("rollback", "composed", "1"))
+	if _, page := get(n.OutsideClient(), outside); page != "a tokena rule\nfrom .env\n" {
+		t.Errorf("after the rollback: %q", page)
+	}
+	history := strings.Fields(n.ok(n.Tutti("history", "composed")))
+	if text := strings.Join(history, " "); !strings.Contains(text, "1 Replaced") || !strings.Contains(text, "2 Replaced") || !strings.Contains(text, "3 Failed") || !strings.Contains(text, "4 Deployed") {
+		t.Errorf("the history is %s", text)
+	}
+	if diff := n.ok(n.Tutti("diff", "composed", "2")); !strings.Contains(diff, "-          value: changed\n+          value: from .env\n") || strings.Contains(diff, "another") {
+		t.Errorf("the releases differ by %s", diff)
+	}
+	exported := n.ok(n.Tutti("export", "composed"))
+	n.ok(n.Apply(strings.ReplaceAll(exported, "composed", "composed-elsewhere")))
+	n.wait("composed-elsewhere", "deployment/db", "condition=Available")
+	n.kubectl("delete", "namespace", "composed-elsewhere", "--wait=false")
+
 	// What is taken is told, and nothing is led astray.
+	write("compose.yaml", composed)
 	const thief = "name: thief\nservices:\n  web: {image: 'busybox:1', command: [sleep, '1000'], ports: ['18080:80', '10250:80']}\n"
 	write("compose.yaml", thief)
 	t.Cleanup(func() {
