@@ -27,9 +27,30 @@ const (
 	// LabelVersion is the recommended Kubernetes label for what version of
 	// itself an object is.
 	LabelVersion = "app.kubernetes.io/version"
+	// AnnotationAfter on a workload lists what must be how far before it is
+	// made or changed: "Deployment/db=ready,Job/migrate=ready".
+	AnnotationAfter = "app.tutti.dev/after"
+	// AnnotationHostIP on a Service of type LoadBalancer is the one address of
+	// the machine that its ports are on.
+	AnnotationHostIP = "tutti.dev/host-ip"
+	// AnnotationKeepName on a ConfigMap or Secret, "true", keeps its name as it
+	// was written, because others look it up.
+	AnnotationKeepName = "tutti.dev/keep-name"
+	// AnnotationProbePeriod is a probe's period below a second.
+	AnnotationProbePeriod = "probes.tutti.dev/period"
 	// LabelInstance groups what another deployer (Helm, for one) installed.
 	LabelInstance = "app.kubernetes.io/instance"
 )
+
+// How far AnnotationAfter waits: until pods have been made, or until ready is
+// what their kind calls ready, complete for a Job.
+const (
+	AfterStarted = "started"
+	AfterReady   = "ready"
+)
+
+// MachineIP is what a machine's pods know it by, on every machine.
+const MachineIP = "10.41.0.1"
 
 // EnvDataDir is the environment variable that stands for --data-dir.
 const EnvDataDir = "TUTTI_DATA_DIR"

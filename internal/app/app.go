@@ -21,6 +21,11 @@ import (
 type Application struct {
 	Name    string
 	Objects []Object
+	// Namespace is where objects go that name none, unless the person says
+	// another; "" is the kubeconfig's.
+	Namespace string
+	// Source is where it was read, for people.
+	Source string
 }
 
 // Object is one object as it was read.

@@ -48,11 +48,13 @@ type Deployment struct {
 	applied map[Ref]*unstructured.Unstructured
 }
 
-// Deploy makes the cluster hold exactly the application's objects: those that
-// it held for the application before and are not given now are deleted. The
+// deploy makes the cluster hold the application's objects: those that it held
+// for the application before and are not given now are deleted, but for
+// configurations, which pods that run may still need: prune deletes them. The
 // server checks every object first; when one is wrong nothing is changed.
-// Objects that name no namespace go to the one given. Idempotent.
-func (c *Cluster) Deploy(ctx context.Context, a Application, namespace string, report Report) (Deployment, error) {
+// Objects that name no namespace go to the one given. intent is called before
+// the first change. Idempotent.
+func (c *Cluster) deploy(ctx context.Context, a Application, namespace string, intent func() error, report Report) (Deployment, error) {
 	p, err := c.plan(ctx, a, namespace)
 	if err != nil {
 		return Deployment{}, err
@@ -72,6 +74,9 @@ func (c *Cluster) Deploy(ctx context.Context, a Application, namespace string, r
 	written := false
 	write := func() error {
 		written = true
+		if err := intent(); err != nil {
+			return err
+		}
 		return c.writeInventory(ctx, namespace, a.Name, slices.Concat(d.Refs, d.Removed))
 	}
 	if !p.creates[namespace] {
@@ -85,6 +90,9 @@ func (c *Cluster) Deploy(ctx context.Context, a Application, namespace string, r
 				return d, err
 			}
 		}
+		if err := c.preconditions(ctx, p, d.applied, o, report); err != nil {
+			return d, err
+		}
 		report(o.String(), Working, "applying")
 		if d.applied[refOf(o)], err = c.apply(ctx, p, o); err != nil {
 			report(o.String(), Failed, plain(err))
@@ -96,17 +104,37 @@ func (c *Cluster) Deploy(ctx context.Context, a Application, namespace string, r
 			report(o.String(), Done, "applied")
 		}
 	}
-	for _, r := range forRemoval(d.Removed) {
+	return d, c.remove(ctx, d.Removed, func(r Ref) bool { return !configures(r) }, report)
+}
+
+// prune deletes the configurations that the application no longer has.
+func (c *Cluster) prune(ctx context.Context, d Deployment, report Report) error {
+	if len(d.Removed) == 0 {
+		return nil
+	}
+	if err := c.remove(ctx, d.Removed, configures, report); err != nil {
+		return err
+	}
+	return c.writeInventory(ctx, d.Namespace, d.Name, d.Refs)
+}
+
+// configures says whether an object is of use to pods only, when they start.
+func configures(r Ref) bool {
+	return r.Group == "" && (r.Kind == "ConfigMap" || r.Kind == "Secret")
+}
+
+func (c *Cluster) remove(ctx context.Context, refs []Ref, which func(Ref) bool, report Report) error {
+	for _, r := range forRemoval(refs) {
+		if !which(r) {
+			continue
+		}
 		report(r.String(), Working, "removing")
 		if err := c.delete(ctx, r); err != nil {
-			return d, err
+			return err
 		}
 		report(r.String(), Done, "removed")
 	}
-	if len(d.Removed) == 0 && written {
-		return d, nil
-	}
-	return d, c.writeInventory(ctx, namespace, a.Name, d.Refs)
+	return nil
 }
 
 // plan is what will be applied, in order, with namespaces filled in.
@@ -179,8 +207,9 @@ func (c *Cluster) plan(ctx context.Context, a Application, namespace string) (*p
 			p.creates[ns] = !there
 		}
 	}
-	p.objects = inOrder(p.objects)
-	return p, nil
+	var err error
+	p.objects, err = inOrder(p.objects)
+	return p, err
 }
 
 func newNamespace(name string) Object {
@@ -301,7 +330,7 @@ func (c *Cluster) apply(ctx context.Context, p *plan, o Object) (*unstructured.U
 		}
 	}
 	got, err := c.patch(ctx, m, o)
-	if replaceable(o, err) {
+	if replaceable(o, err) || err == nil && o.GetKind() == "Job" && ready(got).Failed { // whoever deploys it again wants it tried again
 		if err := c.delete(ctx, refOf(o)); err != nil {
 			return nil, err
 		}
@@ -320,6 +349,39 @@ func (c *Cluster) apply(ctx context.Context, p *plan, o Object) (*unstructured.U
 		}
 	}
 	return got, nil
+}
+
+// preconditions waits until what an object comes after is as far as it says.
+func (c *Cluster) preconditions(ctx context.Context, p *plan, applied map[Ref]*unstructured.Unstructured, o Object, report Report) error {
+	list, err := after(o)
+	if err != nil {
+		return err
+	}
+	for _, before := range list {
+		i := slices.IndexFunc(p.objects, func(other Object) bool {
+			return other.GetKind() == before.kind && other.GetName() == before.name && other.GetNamespace() == o.GetNamespace()
+		})
+		r := refOf(p.objects[i])
+		report(o.String(), Working, "waits for "+r.String())
+		var failure error
+		err := c.await(ctx, r, func(u *unstructured.Unstructured) bool {
+			if applied[r] != nil && u.GetGeneration() < applied[r].GetGeneration() {
+				return false
+			}
+			v := ready(u)
+			if before.state == api.AfterStarted {
+				v = started(u)
+			}
+			if v.Failed {
+				failure = o.errorf("waits for %s, which has failed (%s); `tutti status` says why", r, v.Message)
+			}
+			return v.Done || v.Failed
+		})
+		if err = errors.Join(failure, err); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // patience bounds the applying of one object, with what it must wait for.

@@ -2,6 +2,7 @@ package app
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -40,7 +41,11 @@ func TestOrder(t *testing.T) {
 	}
 	var got []string
 	var refs []Ref
-	for _, o := range inOrder(objects) {
+	sorted, err := inOrder(objects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range sorted {
 		got = append(got, o.GetKind())
 		refs = append(refs, refOf(o))
 	}
@@ -50,6 +55,37 @@ func TestOrder(t *testing.T) {
 	}
 	if first := forRemoval(refs)[0].Kind; first != "Ingress" {
 		t.Errorf("removal begins with %s", first)
+	}
+}
+
+// Who waits for another comes after it, though its kind comes before.
+func TestOrderOfPreconditions(t *testing.T) {
+	workload := func(kind, name, after string) Object {
+		return Object{File: "a.yaml", Unstructured: object(t, fmt.Sprintf("{kind: %s, apiVersion: v1, metadata: {name: %s, annotations: {%s: %q}}}", kind, name, api.AnnotationAfter, after))}
+	}
+	for _, c := range []struct {
+		name, want string
+		objects    []Object
+	}{
+		{"a chain", "Job/seed Deployment/db Deployment/web", []Object{workload("Deployment", "web", "Deployment/db=ready,Job/seed=started"), workload("Job", "seed", ""), workload("Deployment", "db", "Job/seed")}},
+		{"a circle", "a.yaml: Deployment a: waits for itself; break the circle of app.tutti.dev/after", []Object{workload("Deployment", "a", "Deployment/b"), workload("Deployment", "b", "Deployment/a")}},
+		{"nobody", "a.yaml: Deployment a: waits for Job b, which the application does not have; add it, or take it out of app.tutti.dev/after", []Object{workload("Deployment", "a", "Job/b")}},
+		{"no words", `a.yaml: Deployment a: annotation app.tutti.dev/after has "b"; write KIND/NAME=ready or KIND/NAME=started`, []Object{workload("Deployment", "a", "b")}},
+		{"no such state", `a.yaml: Deployment a: annotation app.tutti.dev/after has "Job/b=done"; write KIND/NAME=ready or KIND/NAME=started`, []Object{workload("Deployment", "a", "Job/b=done")}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			sorted, err := inOrder(c.objects)
+			var got []string
+			for _, o := range sorted {
+				got = append(got, o.GetKind()+"/"+o.GetName())
+			}
+			if err != nil {
+				got = []string{err.Error()}
+			}
+			if text := strings.Join(got, " "); text != c.want {
+				t.Errorf("got %s", text)
+			}
+		})
 	}
 }
 

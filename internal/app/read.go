@@ -3,6 +3,7 @@ package app
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,13 +21,20 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 
 	"tutti.dev/tutti/internal/api"
+	"tutti.dev/tutti/internal/app/compose"
 )
 
-// Read reads an application from a file, a folder of YAML or JSON files (a
-// kustomization when it has one), or stdin when path is "-". Its name is
-// name if that is not empty; else the label app.kubernetes.io/part-of when
-// all objects that have it agree; else the folder's or file's name.
-func Read(path, name string, stdin io.Reader) (Application, error) {
+// Read reads an application from a compose file, a file of objects, a folder
+// (its kustomization, its compose file, or its YAML and JSON files), or stdin
+// when path is "-". Its name is name if that is not empty; else the label
+// app.kubernetes.io/part-of when all objects that have it agree; else the
+// folder's or file's name.
+func Read(ctx context.Context, path, name string, stdin io.Reader) (Application, error) {
+	if file, err := composeFile(path); err != nil {
+		return Application{}, err
+	} else if file != "" {
+		return readCompose(ctx, file, name)
+	}
 	var (
 		objects []Object
 		err     error
@@ -57,7 +65,68 @@ func Read(path, name string, stdin io.Reader) (Application, error) {
 	if name = CleanName(name); name == "" {
 		return Application{}, fmt.Errorf("%s names no application; pass --name, or label its objects %s", display(path), api.LabelPartOf)
 	}
-	return Application{Name: name, Objects: objects}, distinct(objects)
+	return Application{Name: name, Objects: objects, Source: display(path)}, distinct(objects)
+}
+
+// kustomizations are the names of a kustomization's file.
+var kustomizations = []string{"kustomization.yaml", "kustomization.yml", "Kustomization"}
+
+// composeFile is the compose file that path means, "" when it means none.
+func composeFile(path string) (string, error) {
+	if path == "-" {
+		return "", nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", notThere(path, err)
+	}
+	if info.IsDir() {
+		for _, k := range kustomizations {
+			if _, err := os.Stat(filepath.Join(path, k)); err == nil {
+				return "", nil
+			}
+		}
+		return compose.Find(path), nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", notThere(path, err)
+	}
+	var top map[string]any
+	if sigsyaml.Unmarshal(text, &top) != nil {
+		return "", nil // whoever reads it says what is wrong
+	}
+	_, services := top["services"]
+	_, include := top["include"]
+	if (services || include) && top["apiVersion"] == nil && top["kind"] == nil {
+		return path, nil
+	}
+	return "", nil
+}
+
+// HasCompose says whether a folder has a compose file.
+func HasCompose(dir string) bool { return compose.Find(dir) != "" }
+
+// readCompose reads a compose file with the environment of this process. Its
+// project is the namespace too.
+func readCompose(ctx context.Context, file, name string) (Application, error) {
+	project, err := compose.Load(ctx, file, compose.Options{Name: name, Environment: os.Environ()})
+	if err != nil {
+		return Application{}, err
+	}
+	list, err := project.Objects()
+	if err != nil {
+		return Application{}, err
+	}
+	a := Application{Name: CleanName(project.Name()), Source: file}
+	a.Namespace = a.Name
+	for _, u := range list {
+		a.Objects = append(a.Objects, Object{Unstructured: u, File: file})
+	}
+	if len(a.Objects) == 0 {
+		return a, fmt.Errorf("%s has no service; add one under services", file)
+	}
+	return a, distinct(a.Objects)
 }
 
 func display(path string) string {
@@ -99,7 +168,7 @@ func readPath(path string) ([]Object, error) {
 	if !info.IsDir() {
 		return readFile(path)
 	}
-	for _, k := range []string{"kustomization.yaml", "kustomization.yml", "Kustomization"} {
+	for _, k := range kustomizations {
 		if _, err := os.Stat(filepath.Join(path, k)); err == nil {
 			return kustomize(path)
 		}
@@ -231,7 +300,7 @@ func wrongObject(json []byte) error {
 		return yamlError(err)
 	}
 	if _, compose := m["services"]; compose && m["kind"] == nil {
-		return errors.New("is a compose file, which this version does not read; write Kubernetes objects")
+		return errors.New("is a compose file, which cannot stand among objects; give it alone")
 	}
 	if m["apiVersion"] == nil {
 		return errors.New("has no apiVersion; `tutti kubectl explain KIND` tells it")

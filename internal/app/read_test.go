@@ -58,7 +58,10 @@ func TestRead(t *testing.T) {
 		{"no kind", map[string]string{"a.yaml": "apiVersion: v1\nmetadata: {name: a}\n"}, "", "", "", "a.yaml: document 1: has no kind; every object needs one, such as Deployment"},
 		{"no apiVersion", map[string]string{"a.yaml": "kind: Pod\nmetadata: {name: a}\n"}, "", "", "", "has no apiVersion; `tutti kubectl explain KIND` tells it"},
 		{"no name", map[string]string{"a.yaml": configMap + "---\napiVersion: v1\nkind: Pod\n"}, "", "", "", "document 2: Pod has no metadata.name; give it one"},
-		{"compose", map[string]string{"compose.yaml": "services: {web: {image: x}}\n"}, "", "", "", "is a compose file, which this version does not read; write Kubernetes objects"},
+		{"compose", map[string]string{"compose.yaml": "services: {web: {image: x}}\n"}, "", "", "myapp", "Deployment web, Service web"},
+		{"compose of nothing", map[string]string{"compose.yaml": "services: {}\n"}, "", "", "", "/compose.yaml has no service; add one under services"},
+		{"compose among objects", map[string]string{"a.yaml": "services: {web: {image: x}}\n"}, "", "", "", "is a compose file, which cannot stand among objects; give it alone"},
+		{"compose of another name", map[string]string{"a.yaml": "services: {web: {image: x}}\n"}, "a.yaml", "it", "it", "Deployment web, Service web"},
 		{"only text", map[string]string{"a.yaml": "hello\n"}, "", "", "", "is not an object; it needs apiVersion, kind and metadata"},
 		{"an object twice", map[string]string{"1.yaml": configMap, "2.yaml": configMap}, "", "", "", "2.yaml: ConfigMap a: is given twice, first in %s/1.yaml; remove one"},
 		{"a kustomization of nothing", map[string]string{"kustomization.yaml": "resources: [a.yaml]\n"}, "", "", "", "%s/a.yaml does not exist, but a kustomization below %s names it; make it, or take it out"},
@@ -68,7 +71,7 @@ func TestRead(t *testing.T) {
 			if path != "-" {
 				path = filepath.Join(tree(t, "My App", c.files), c.path)
 			}
-			a, err := Read(path, c.call, strings.NewReader(configMap))
+			a, err := Read(t.Context(), path, c.call, strings.NewReader(configMap))
 			if err != nil {
 				if want := strings.ReplaceAll(c.want, "%s", path); c.app != "" || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 					t.Errorf("error %q", err)

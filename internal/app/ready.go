@@ -7,6 +7,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/utils/ptr"
@@ -42,6 +43,7 @@ var readiness = map[string]func(*unstructured.Unstructured) verdict{
 	"Job.batch":             judge(jobReady),
 	"Pod":                   judge(podReady),
 	"PersistentVolumeClaim": judge(claimReady),
+	"Service":               judge(serviceReady),
 	"CustomResourceDefinition.apiextensions.k8s.io": judge(definitionReady),
 }
 
@@ -61,6 +63,36 @@ func ready(u *unstructured.Unstructured) verdict {
 		return done("there")
 	}
 	return f(u)
+}
+
+// started judges whether an object's pods have been made, be they ready or not.
+func started(u *unstructured.Unstructured) verdict {
+	made := func(fields ...string) int64 {
+		n, _, _ := unstructured.NestedInt64(u.Object, append([]string{"status"}, fields...)...)
+		return n
+	}
+	switch u.GroupVersionKind().GroupKind().String() {
+	case "Deployment.apps", "StatefulSet.apps":
+		want, ok, _ := unstructured.NestedInt64(u.Object, "spec", "replicas")
+		if !ok {
+			want = 1
+		}
+		if made("observedGeneration") < u.GetGeneration() || made("updatedReplicas") < want {
+			return waiting("pods are being made")
+		}
+		return done("started")
+	case "DaemonSet.apps":
+		if made("observedGeneration") < u.GetGeneration() || made("updatedNumberScheduled") < made("desiredNumberScheduled") {
+			return waiting("pods are being made")
+		}
+		return done("started")
+	case "Job.batch":
+		if made("active")+made("succeeded") == 0 {
+			return waiting("pods are being made")
+		}
+		return done("started")
+	}
+	return ready(u)
 }
 
 func judge[T any](f func(*T) verdict) func(*unstructured.Unstructured) verdict {
@@ -177,6 +209,20 @@ func claimReady(c *corev1.PersistentVolumeClaim) verdict {
 		return failed("has lost its volume; restore that, or delete the claim")
 	}
 	return waiting("waits for a volume")
+}
+
+// serviceReady waits for the address of a load balancer; every other Service
+// is of use at once.
+func serviceReady(s *corev1.Service) verdict {
+	if s.Spec.Type != corev1.ServiceTypeLoadBalancer || len(s.Status.LoadBalancer.Ingress) > 0 {
+		return done("there")
+	}
+	for _, c := range s.Status.Conditions {
+		if c.Type == corev1.LoadBalancerPortsError && c.Status == metav1.ConditionTrue {
+			return failed("%s", c.Message)
+		}
+	}
+	return waiting("waits for an address")
 }
 
 func definitionReady(d *apiextensionsv1.CustomResourceDefinition) verdict {

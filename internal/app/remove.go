@@ -116,6 +116,10 @@ func (c *Cluster) Remove(ctx context.Context, namespace, name string, volumes bo
 		}
 		report(r.String(), Done, "removed")
 	}
+	err = c.releases(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: labels.Set{api.LabelApp: name}.String()})
+	if err != nil && !notFound(err) {
+		return kept, fmt.Errorf("remove the releases of %s: %w", name, err)
+	}
 	err = c.clients.CoreV1().ConfigMaps(namespace).Delete(ctx, inventoryPrefix+name, metav1.DeleteOptions{})
 	if err != nil && !notFound(err) {
 		return kept, fmt.Errorf("remove the inventory of %s: %w", name, err)

@@ -155,7 +155,7 @@ client work with it as they are.`,
 			root.AddCommand(cmd)
 		}
 	}
-	add("apps", c.up(), c.down(), c.status(), c.image(), c.imports())
+	add("apps", c.up(), c.down(), c.status(), c.history(), c.diff(), c.rollback(), c.export(), c.image(), c.imports())
 	add("machine", c.stop(), c.install(), c.uninstall(), c.server(), c.agent(), c.node())
 	add("kube", c.kubectl(), c.kubeconfig())
 	add("", c.version())

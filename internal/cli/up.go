@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,16 +21,17 @@ func (c *command) up() *cobra.Command {
 	var (
 		s               api.Settings
 		name, namespace string
-		timeout         time.Duration
+		terms           app.Terms
 	)
 	cmd := &cobra.Command{
 		Use:   "up [PATH…]",
 		Short: "Start this machine if need be, and deploy what PATH holds",
 		Long: `up starts this machine in the background if it is not running, and waits until
 it is ready. Then it deploys each PATH (a file, a folder of YAML, or - for
-standard input) as an application and waits until that is ready. Every object
-is checked before the first is applied; what was in the application before and
-is not now is removed. Running it again is safe.
+standard input) as an application and waits until that is ready. A folder may
+have a compose file; without PATH it is that of this folder. Every object is checked before the first is applied; what was in the application before and
+is not now is removed. Each change is a release; when one fails, the release
+before it comes back. Running it again is safe.
 An application is called as its objects' label app.kubernetes.io/part-of says,
 or else as its folder or file.
 With KUBECONFIG set to another cluster, PATH is deployed there.`,
@@ -43,10 +43,13 @@ With KUBECONFIG set to another cluster, PATH is deployed there.`,
 			if len(args) > 1 && name != "" {
 				return misusef("--name is for one PATH, but there are %d; deploy them one by one", len(args))
 			}
+			if len(args) == 0 && app.HasCompose(".") {
+				args = []string{"."}
+			}
 			// What is wrong with the files is told before anything starts.
 			var apps []app.Application
 			for _, path := range args {
-				a, err := app.Read(path, name, c.in)
+				a, err := app.Read(cmd.Context(), path, name, c.in)
 				if err != nil {
 					return err
 				}
@@ -67,7 +70,7 @@ With KUBECONFIG set to another cluster, PATH is deployed there.`,
 				fmt.Fprintf(c.out, "deploying to the cluster of KUBECONFIG=%s\n", kubeconfig)
 			}
 			for _, a := range apps {
-				if err := c.deploy(cmd.Context(), kubeconfig, a, namespace, timeout); err != nil {
+				if err := c.deploy(cmd.Context(), kubeconfig, a, namespace, terms); err != nil {
 					return err
 				}
 			}
@@ -77,7 +80,9 @@ With KUBECONFIG set to another cluster, PATH is deployed there.`,
 	settingsFlags(cmd.Flags(), &s)
 	cmd.Flags().StringVar(&name, "name", "", "what to call the application")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "where objects go that name no namespace")
-	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait until an application is ready")
+	cmd.Flags().DurationVar(&terms.Timeout, "timeout", 5*time.Minute, "how long to wait until an application is ready")
+	cmd.Flags().BoolVar(&terms.Stay, "no-rollback", false, "leave a release that fails as it is")
+	cmd.Flags().BoolVar(&terms.DryRun, "dry-run", false, "have the cluster check everything, and change nothing")
 	return cmd
 }
 
@@ -136,34 +141,36 @@ func connect(ctx context.Context, kubeconfig string) (c *app.Cluster, namespace 
 }
 
 // deploy deploys one application, waits for it and tells where it is.
-func (c *command) deploy(ctx context.Context, kubeconfig string, a app.Application, namespace string, timeout time.Duration) error {
+func (c *command) deploy(ctx context.Context, kubeconfig string, a app.Application, namespace string, terms app.Terms) error {
 	cluster, current, err := connect(ctx, kubeconfig)
 	if err != nil {
 		return err
 	}
 	if namespace == "" {
+		namespace = a.Namespace
+	}
+	if namespace == "" {
 		namespace = current
 	}
-	limited, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	d := progress.New(c.out)
-	defer d.Close()
-	deployment, err := cluster.Deploy(limited, a, namespace, reportTo(d))
-	if err != nil {
+	if terms.Author, err = cluster.Whoami(ctx); err != nil {
 		return err
 	}
-	if err := cluster.Wait(limited, deployment, reportTo(d)); err != nil {
-		if errors.Is(ctx.Err(), context.Canceled) {
-			return fmt.Errorf("interrupted; %s is deployed and goes on starting, `tutti status` shows how", a.Name)
-		}
-		return fmt.Errorf("%s is deployed but does not run: %w", a.Name, err)
-	}
+	d := progress.New(c.out)
+	defer d.Close()
+	outcome, err := cluster.Up(ctx, a, namespace, terms, reportTo(d))
 	d.Close()
+	if err != nil {
+		return deployed(a.Name, outcome, err)
+	}
+	if terms.DryRun {
+		fmt.Fprintf(c.out, "%s can be deployed: the cluster takes all of its %d objects.\n", a.Name, len(a.Objects))
+		return nil
+	}
 	status, err := c.see(ctx, cluster)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.out, "\n%s is ready.\n\n", a.Name)
+	fmt.Fprintf(c.out, "\n%s is ready: release %d.\n\n", a.Name, outcome.Release.Number)
 	for _, running := range status.Apps {
 		if running.Name == a.Name {
 			printApp(c.out, running, time.Now())
@@ -201,7 +208,7 @@ kept and named, unless --volumes is given.`,
 		Args:              takes(1, 1, "an application's name or the path it came from"),
 		ValidArgsFunction: c.completeApplication,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			appName, err := c.nameOf(args[0], name)
+			appName, err := c.nameOf(cmd.Context(), args[0], name)
 			if err != nil {
 				return err
 			}
@@ -271,12 +278,12 @@ func (c *command) completeApplication(cmd *cobra.Command, args []string, _ strin
 
 // nameOf is the application that an argument means: what a path holds, or the
 // argument itself.
-func (c *command) nameOf(arg, name string) (string, error) {
+func (c *command) nameOf(ctx context.Context, arg, name string) (string, error) {
 	if name != "" {
 		return app.CleanName(name), nil
 	}
 	if _, err := os.Stat(arg); err == nil || arg == "-" {
-		a, err := app.Read(arg, "", c.in)
+		a, err := app.Read(ctx, arg, "", c.in)
 		return a.Name, err
 	}
 	if app.CleanName(arg) != arg {

@@ -117,7 +117,11 @@ func newControllers(ctx context.Context, cfg Config, files *pki.Files, clientFor
 	if err != nil {
 		return nil, fmt.Errorf("have the garbage collector learn of new kinds: %w", err)
 	}
-	return &controllers{context: cc, list: append(list, tokens, kinds)}, nil
+	balancers, err := newLoadBalancers(cc, cfg.Taken)
+	if err != nil {
+		return nil, err
+	}
+	return &controllers{context: cc, list: append(list, tokens, kinds, balancers)}, nil
 }
 
 // start starts the informers, which go on until running ends, and returns when every cache is filled.

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
@@ -63,6 +64,9 @@ type Config struct {
 	NodeName string
 	// SANs are further names and addresses at which the API and this machine's agent are reached.
 	SANs []string
+	// Taken says whether a program of this machine listens on a port, which no Service of type LoadBalancer may then have;
+	// nil: none does.
+	Taken func(protocol corev1.Protocol, port int32) bool
 	// Log takes what the control plane and the libraries in it have to say.
 	Log *slog.Logger
 }

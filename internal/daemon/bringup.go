@@ -164,6 +164,7 @@ func (s *server) startControlPlane(ctx context.Context) error {
 		DataDir: string(s.dir), Listen: listenAddresses(s.settings), Advertise: local,
 		ClusterCIDR: s.cluster, ServiceCIDR: s.service, DNSAddress: serviceDNS(s.service),
 		NodeName: s.settings.NodeName, SANs: sans, Log: s.log.With("room", "controlplane"),
+		Taken: portTaken,
 	})
 	if err != nil {
 		return err

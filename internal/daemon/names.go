@@ -6,14 +6,17 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 	"strings"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"tutti.dev/tutti/internal/api"
 )
 
 var (
 	// local is this machine as its pods see it.
-	local = netip.MustParseAddr("10.41.0.1")
+	local = netip.MustParseAddr(api.MachineIP)
 	loop  = netip.MustParseAddr("127.0.0.1")
 )
 
@@ -106,4 +109,21 @@ func serviceDNS(service netip.Prefix) netip.Addr {
 		a = a.Next()
 	}
 	return a
+}
+
+// portTaken says whether a program of this machine listens on a port, on any address: it tries to, for a moment.
+func portTaken(protocol corev1.Protocol, port int32) bool {
+	address := net.JoinHostPort("", strconv.Itoa(int(port)))
+	if protocol == corev1.ProtocolUDP {
+		c, err := net.ListenPacket("udp", address)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err == nil {
+		l.Close()
+	}
+	return err != nil
 }

@@ -23,13 +23,14 @@ import (
 	tcpprobe "k8s.io/kubernetes/pkg/probe/tcp"
 	"k8s.io/kubernetes/third_party/forked/golang/expansion"
 
+	"tutti.dev/tutti/internal/api"
 	"tutti.dev/tutti/internal/runtime"
 )
 
 // PeriodAnnotation on a pod replaces the period of its probes by a Go
 // duration, which may be shorter than the second that the API allows.
 // web.probes.tutti.dev/period is for the probes of the container web alone.
-const PeriodAnnotation = "probes.tutti.dev/period"
+const PeriodAnnotation = api.AnnotationProbePeriod
 
 const (
 	minPeriod = 10 * time.Millisecond
