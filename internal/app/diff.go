@@ -29,7 +29,7 @@ func (c *Cluster) Diff(ctx context.Context, namespace, name string, n, m int) (s
 	if m == 0 {
 		now := current(kept)
 		if now == nil {
-			return "", fmt.Errorf("no release of %s is deployed; `tutti history %s` lists those it has", name, name)
+			return "", noneDeployed(name)
 		}
 		m = now.Number
 	}
@@ -58,6 +58,10 @@ func (c *Cluster) Diff(ctx context.Context, namespace, name string, n, m int) (s
 		}
 	}
 	return compare(sides[0], sides[1], n, m)
+}
+
+func noneDeployed(name string) error {
+	return fmt.Errorf("no release of %s is deployed; `tutti history %s` lists those it has", name, name)
 }
 
 // compare goes through the objects of two releases.

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -44,6 +45,13 @@ func (c *Cluster) releases(namespace string) dynamic.ResourceInterface {
 	return c.dynamic.Resource(releaseGVK.GroupVersion().WithResource(api.ReleaseResource)).Namespace(namespace)
 }
 
+// errNoReleases is of a cluster on which nobody may define a kind but others.
+var errNoReleases = errors.New("this cluster does not know releases, and you may not teach it; have its administrator deploy something first")
+
+func otherDeploys(name string) error {
+	return fmt.Errorf("somebody else deploys %s now; wait, and see `tutti history %s`", name, name)
+}
+
 // defineReleases makes sure that the cluster knows the kind.
 func (c *Cluster) defineReleases(ctx context.Context) error {
 	var u unstructured.Unstructured
@@ -56,7 +64,7 @@ func (c *Cluster) defineReleases(ctx context.Context) error {
 	}
 	_, err := c.apply(ctx, &plan{cluster: c}, o)
 	if err != nil && strings.Contains(err.Error(), "forbidden") {
-		return fmt.Errorf("this cluster does not know releases yet; have its administrator deploy something first: %w", err)
+		return errNoReleases
 	}
 	if err != nil {
 		return err
@@ -209,7 +217,7 @@ func (c *Cluster) writeRelease(ctx context.Context, namespace string, r api.Rele
 	u.SetLabels(map[string]string{api.LabelApp: r.App})
 	made, err := c.releases(namespace).Create(ctx, u, metav1.CreateOptions{FieldManager: api.FieldManager})
 	if apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("somebody else deploys %s now; wait, and see `tutti history %s`", r.App, r.App)
+		return otherDeploys(r.App)
 	}
 	if err != nil {
 		return fmt.Errorf("record release %d of %s: %w", r.Number, r.App, err)

@@ -2,6 +2,7 @@ package app
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -168,5 +169,22 @@ func TestCompare(t *testing.T) {
 	}
 	if strings.Contains(text, "hush") || strings.Contains(text, "hash") {
 		t.Errorf("a secret is told in\n%s", text)
+	}
+}
+
+// Of a cluster that has no release of an application, or two deployers.
+func TestReleaseMessages(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{noneDeployed("shop"), "no release of shop is deployed; `tutti history shop` lists those it has"},
+		{otherDeploys("shop"), "somebody else deploys shop now; wait, and see `tutti history shop`"},
+		{errNoReleases, "this cluster does not know releases, and you may not teach it; have its administrator deploy something first"},
+		{notBack(errors.New("not ready in time"), 2, errors.New("read release 2 of shop")), "not ready in time; and release 2 has not come back: read release 2 of shop"},
+	} {
+		if c.err.Error() != c.want {
+			t.Errorf("got %s, want %s", c.err, c.want)
+		}
 	}
 }

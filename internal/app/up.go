@@ -109,11 +109,15 @@ func (c *Cluster) Up(ctx context.Context, a Application, namespace string, t Ter
 		berr = c.prune(ctx, d, report)
 	}
 	if berr != nil {
-		return out, fmt.Errorf("%w; and release %d has not come back: %w", err, back.Number, berr)
+		return out, notBack(err, back.Number, berr)
 	}
 	report("release "+fmt.Sprint(back.Number), Done, "is back")
 	out.Back = back
 	return out, err
+}
+
+func notBack(failure error, number int, err error) error {
+	return fmt.Errorf("%w; and release %d has not come back: %w", failure, number, err)
 }
 
 // next is the number of the next release.

@@ -251,7 +251,7 @@ func TestInterruptedUp(t *testing.T) {
 	}
 	interrupted("the pod is there", func() bool {
 		return n.Kubectl("get", "pod", "never").Err == nil
-	}, "interrupted; never is deployed and goes on starting, `tutti status` shows how", "up", file)
+	}, "interrupted at release 1 of never; `tutti up` finishes it, `tutti rollback never` undoes it", "up", file)
 }
 
 // An interrupted start can be repeated.
