@@ -66,7 +66,7 @@ type Config struct {
 	SANs []string
 	// Taken says whether a program of this machine listens on a port, which no Service of type LoadBalancer may then have;
 	// nil: none does.
-	Taken func(protocol corev1.Protocol, port int32) bool
+	Taken func(protocol corev1.Protocol, port int32) bool `json:"-"`
 	// Log takes what the control plane and the libraries in it have to say.
 	Log *slog.Logger
 }

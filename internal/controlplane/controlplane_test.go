@@ -301,7 +301,8 @@ func (p *probe) identities(t *testing.T, ctx context.Context) {
 	}{
 		"node: another secret":       {err: errOf(agent.CoreV1().Secrets("shop").Get(ctx, "unused", metav1.GetOptions{}))},
 		"node: all secrets":          {err: errOf(agent.CoreV1().Secrets("shop").List(ctx, list))},
-		"node: endpoint slices":      {err: errOf(agent.DiscoveryV1().EndpointSlices("").List(ctx, list))},
+		"node: deployments":          {err: errOf(agent.AppsV1().Deployments("").List(ctx, list))},
+		"node: endpoint slices":      {err: errOf(agent.DiscoveryV1().EndpointSlices("").List(ctx, list)), allowed: true},
 		"node: its pods":             {err: errOf(agent.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=n1"})), allowed: true},
 		"proxy: secrets":             {err: errOf(p.as(User(user.KubeProxy)).CoreV1().Secrets("").List(ctx, list))},
 		"proxy: endpoint slices":     {err: errOf(p.as(User(user.KubeProxy)).DiscoveryV1().EndpointSlices("").List(ctx, list)), allowed: true},
