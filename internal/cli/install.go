@@ -29,7 +29,7 @@ it. Flags are kept in the data directory, as those of "tutti up" are.`,
   tutti install --address 0.0.0.0`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 && args[0] == "agent" {
-				return misusef("this version runs one machine, and has no cluster for an agent to join; `tutti install` makes this one a server")
+				return misusef("this version installs servers only; have a unit of your own run `tutti agent --kubeconfig FILE`")
 			}
 			if len(args) > 0 && args[0] != "server" {
 				return misusef("tutti install knows no role %q; leave it out, or say server", args[0])

@@ -73,7 +73,7 @@ func TestService(t *testing.T) {
 	h := newHost(t)
 	dir := os.Getenv(api.EnvDataDir)
 	h.run(t, "uninstall", 0, "Nothing to uninstall", "")
-	h.run(t, "install agent", 2, "this version runs one machine, and has no cluster for an agent to join; `tutti install` makes this one a server", "")
+	h.run(t, "install agent", 2, "this version installs servers only; have a unit of your own run `tutti agent --kubeconfig FILE`", "")
 	h.run(t, "install everything", 2, "tutti install knows no role \"everything\"; leave it out, or say server", "")
 	h.run(t, "install server now", 2, `"now"`, "")
 	h.run(t, "install --port 70000", 1, "--port 70000", "")
