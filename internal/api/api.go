@@ -42,8 +42,8 @@ const (
 	LabelInstance = "app.kubernetes.io/instance"
 )
 
-// How far AnnotationAfter waits: until pods have been made, or until ready is
-// what their kind calls ready, complete for a Job.
+// How far AnnotationAfter waits: until a pod has been started, or until what
+// their kind calls ready, complete for a Job.
 const (
 	AfterStarted = "started"
 	AfterReady   = "ready"

@@ -8,11 +8,13 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -363,15 +365,18 @@ func (c *Cluster) preconditions(ctx context.Context, p *plan, applied map[Ref]*u
 		})
 		r := refOf(p.objects[i])
 		report(o.String(), Working, "waits for "+r.String())
+		if before.state == api.AfterStarted {
+			if err := c.awaitStart(ctx, r); err != nil {
+				return o.errorf("%w", err)
+			}
+			continue
+		}
 		var failure error
 		err := c.await(ctx, r, func(u *unstructured.Unstructured) bool {
 			if applied[r] != nil && u.GetGeneration() < applied[r].GetGeneration() {
 				return false
 			}
 			v := ready(u)
-			if before.state == api.AfterStarted {
-				v = started(u)
-			}
 			if v.Failed {
 				failure = o.errorf("waits for %s, which has failed (%s); `tutti status` says why", r, v.Message)
 			}
@@ -401,6 +406,41 @@ func (c *Cluster) awaitGone(ctx context.Context, r Ref) error {
 		return nil
 	}
 	return c.follow(ctx, r, func(u *unstructured.Unstructured, deleted bool) bool { return deleted || u == nil })
+}
+
+// awaitStart waits until a pod of a workload has been started, ready or not.
+func (c *Cluster) awaitStart(ctx context.Context, r Ref) error {
+	m, err := c.resource(r.gvk())
+	if err != nil {
+		return err
+	}
+	u, err := c.client(m, r.Namespace).Get(ctx, r.Name, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("look up %s: %w", r, err)
+	}
+	selector, _, _ := unstructured.NestedStringMap(u.Object, "spec", "selector", "matchLabels")
+	if len(selector) == 0 {
+		return nil // it makes no pods
+	}
+	pods := c.clients.CoreV1().Pods(r.Namespace)
+	list := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.LabelSelector = labels.Set(selector).String()
+			return pods.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.LabelSelector = labels.Set(selector).String()
+			return pods.Watch(ctx, o)
+		},
+	}
+	_, err = watchtools.UntilWithSync(ctx, list, &corev1.Pod{}, nil, func(e watch.Event) (bool, error) {
+		p, ok := e.Object.(*corev1.Pod)
+		return ok && e.Type != watch.Deleted && p.Status.Phase != corev1.PodPending && p.Status.Phase != "", nil
+	})
+	if err != nil {
+		return fmt.Errorf("wait for the start of %s: %w", r, err)
+	}
+	return nil
 }
 
 // follow watches one object until done; done is called with nil when the

@@ -65,36 +65,6 @@ func ready(u *unstructured.Unstructured) verdict {
 	return f(u)
 }
 
-// started judges whether an object's pods have been made, be they ready or not.
-func started(u *unstructured.Unstructured) verdict {
-	made := func(fields ...string) int64 {
-		n, _, _ := unstructured.NestedInt64(u.Object, append([]string{"status"}, fields...)...)
-		return n
-	}
-	switch u.GroupVersionKind().GroupKind().String() {
-	case "Deployment.apps", "StatefulSet.apps":
-		want, ok, _ := unstructured.NestedInt64(u.Object, "spec", "replicas")
-		if !ok {
-			want = 1
-		}
-		if made("observedGeneration") < u.GetGeneration() || made("updatedReplicas") < want {
-			return waiting("pods are being made")
-		}
-		return done("started")
-	case "DaemonSet.apps":
-		if made("observedGeneration") < u.GetGeneration() || made("updatedNumberScheduled") < made("desiredNumberScheduled") {
-			return waiting("pods are being made")
-		}
-		return done("started")
-	case "Job.batch":
-		if made("active")+made("succeeded") == 0 {
-			return waiting("pods are being made")
-		}
-		return done("started")
-	}
-	return ready(u)
-}
-
 func judge[T any](f func(*T) verdict) func(*unstructured.Unstructured) verdict {
 	return func(u *unstructured.Unstructured) verdict {
 		var t T

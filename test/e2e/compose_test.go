@@ -37,7 +37,7 @@ services:
     healthcheck: {test: ["CMD", "test", "-e", "/data/born"], interval: 200ms}
   migrate:
     image: busybox:1
-    command: ["sh", "-c", "for name in db www; do nslookup $$name.composed.svc.cluster.local | grep -q ^Name || exit 1; done; echo made"]
+    command: ["sh", "-c", "for name in db www; do until nslookup $$name.composed.svc.cluster.local | grep ^Name; do sleep 0.1; done; done >/dev/null; echo made"]
     depends_on: [db]
 volumes: {data: }
 secrets: {token: {environment: TOKEN}}
