@@ -144,8 +144,11 @@ func mentioned(objects []Object, config Object) int {
 				look(one)
 			}
 		case map[string]any:
-			for _, one := range v {
-				look(one)
+			_, keyed := v["key"] // what a key of it, or a file, is called does not look it up
+			for field, one := range v {
+				if !keyed || field != "key" && field != "path" {
+					look(one)
+				}
 			}
 		}
 	}

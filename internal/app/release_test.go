@@ -114,7 +114,7 @@ spec:
       initContainers:
         - {name: rules, envFrom: [{configMapRef: {name: rules}}, {secretRef: {name: rules}}]}
       containers:
-        - {name: rules, env: [{name: A, valueFrom: {configMapKeyRef: {name: rules, key: a}}}], volumeMounts: [{name: rules, mountPath: /x}]}
+        - {name: rules, env: [{name: A, valueFrom: {configMapKeyRef: {name: rules, key: rules}}}], volumeMounts: [{name: rules, mountPath: /x}]}
 `
 	const renamed = "rules-7e2384c6ff"
 	for _, c := range []struct {

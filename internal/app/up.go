@@ -27,6 +27,8 @@ type Terms struct {
 	Timeout time.Duration
 	// Stay leaves a release that fails as it is.
 	Stay bool
+	// returning says that what is there may be broken.
+	returning bool
 	// DryRun has the server check everything and changes nothing.
 	DryRun bool
 }
@@ -81,7 +83,7 @@ func (c *Cluster) Up(ctx context.Context, a Application, namespace string, t Ter
 		begun = err == nil
 		return err
 	}
-	d, err := c.bring(ctx, a, namespace, t.Timeout, false, record, report)
+	d, err := c.bring(ctx, a, namespace, t.Timeout, t.returning, record, report)
 	switch {
 	case err == nil:
 		out.Release.State = api.ReleaseDeployed
@@ -277,7 +279,7 @@ func (c *Cluster) Rollback(ctx context.Context, namespace, name string, number i
 	if err != nil {
 		return Outcome{}, err
 	}
-	a.Source = fmt.Sprintf("release %d", r.Number)
+	a.Source, t.returning = fmt.Sprintf("release %d", r.Number), true
 	return c.Up(ctx, a, namespace, t, report)
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -105,8 +106,8 @@ func (c *command) runStop(ctx context.Context, purge bool) error {
 // shows how it does.
 func (c *command) endServer(ctx context.Context, pods bool, d *progress.Display) error {
 	steps, err := c.control().ask(ctx, http.MethodPost, fmt.Sprintf("%s?pods=%t", api.PathStop, pods))
-	if errors.Is(err, errNotRunning) {
-		return nil
+	if errors.Is(err, errNotRunning) || errors.Is(err, syscall.ECONNRESET) {
+		return nil // or is about to be gone: its lock says when
 	}
 	if err != nil {
 		return err

@@ -251,7 +251,7 @@ func TestImportProcess(t *testing.T) {
 	ns := n.hostNamespace("import-process")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	cmd := n.Command(ctx, "busybox", "httpd", "-f", "-p", "18080", "-h", filepath.Join(n.Repo, "docs"))
+	cmd := n.Command(ctx, "busybox", "httpd", "-f", "-p", "18080", "-h", "/usr/share/common-licenses")
 	cmd.Env = append(cmd.Env, "LEGACY_PASSWORD=hunter2", "TERM=dumb")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -281,12 +281,12 @@ func TestImportProcess(t *testing.T) {
 	n.ok(n.RunInput(time.Minute, manifest, n.Binary(), "kubectl", "-n", ns, "apply", "-f", "-"))
 	n.wait(ns, "deployment/busybox", "condition=Available")
 	address := n.field(ns, "service/busybox", "{.spec.clusterIP}")
-	response, err := n.Client().Get("http://" + net.JoinHostPort(address, "18080") + "/architecture.md")
+	response, err := n.Client().Get("http://" + net.JoinHostPort(address, "18080") + "/Apache-2.0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	if body, _ := io.ReadAll(response.Body); !strings.HasPrefix(string(body), "# Architecture") {
+	if body, _ := io.ReadAll(response.Body); !strings.Contains(string(body), "Apache License") {
 		t.Errorf("%s: %.100s", response.Status, body)
 	}
 }

@@ -210,9 +210,10 @@ func (n node) leavesNothing(before []string) {
 		var left []string
 		count := map[string]int{}
 		for _, l := range before {
-			count[l]++
+			count[carried(l)]++
 		}
 		for _, l := range after {
+			l = carried(l)
 			// The group of all pods of a class stays.
 			if count[l]--; count[l] < 0 && !strings.HasPrefix(l, "nft ") && !strings.HasSuffix(l, "/besteffort") && !strings.HasSuffix(l, "/burstable") {
 				left = append(left, l)
@@ -220,6 +221,15 @@ func (n node) leavesNothing(before []string) {
 		}
 		return len(left) == 0, strings.Join(left[:min(len(left), 20)], "\n")
 	})
+}
+
+// carried takes from a link or route whether somebody is at its other end: a
+// bridge without pods is none the less there.
+func carried(line string) string {
+	if strings.HasPrefix(line, "link ") {
+		line, _, _ = strings.Cut(line, ": <")
+	}
+	return strings.TrimSuffix(line, " linkdown")
 }
 
 // importBusybox makes the image busybox:1.
