@@ -21,6 +21,7 @@ services:
     image: busybox:1
     command: ["sh", "-c", "cat /run/secrets/token /etc/rules >/tmp/index.html; echo $$GREETING >>/tmp/index.html; exec httpd -f -p 5000 -h /tmp"]
     ports: ["18080:5000", "127.0.0.1:18081:5000"]
+    stop_grace_period: 2s
     environment: {GREETING: "${GREETING:-hello}"}
     secrets: [token]
     configs: [{source: rules, target: /etc/rules}]
@@ -34,6 +35,7 @@ services:
     image: busybox:1
     command: ["sh", "-c", "test -e /tables/made || date +%s%N >/data/born; exec httpd -f -p 6379 -h /data"]
     volumes: ["data:/data", "/tables"]
+    stop_grace_period: 0s
     healthcheck: {test: ["CMD", "test", "-e", "/data/born"], interval: 200ms}
   migrate:
     image: busybox:1
@@ -123,7 +125,7 @@ func TestCompose(t *testing.T) {
 
 	// What is taken is told, and nothing is led astray.
 	write("compose.yaml", composed)
-	const thief = "name: thief\nservices:\n  web: {image: 'busybox:1', command: [sleep, '1000'], ports: ['18080:80', '10250:80']}\n"
+	const thief = "name: thief\nservices:\n  web: {image: 'busybox:1', command: [sleep, '1000'], stop_grace_period: 0s, ports: ['18080:80', '10250:80']}\n"
 	write("compose.yaml", thief)
 	t.Cleanup(func() {
 		n.Tutti("down", "thief")
