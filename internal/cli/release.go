@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strconv"
@@ -28,6 +29,24 @@ func (c *command) released(cmd *cobra.Command, name, namespace string) (*app.Clu
 	}
 	namespace, err = cluster.Find(cmd.Context(), namespace, name)
 	return cluster, namespace, err
+}
+
+// ofRelease is the run of a command of APP [N]; n is 0 when it is not given.
+func (c *command) ofRelease(namespace *string, run func(ctx context.Context, cluster *app.Cluster, in, name string, n int) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		n := 0
+		if len(args) > 1 {
+			var err error
+			if n, err = number(args[1]); err != nil {
+				return err
+			}
+		}
+		cluster, in, err := c.released(cmd, args[0], *namespace)
+		if err != nil {
+			return err
+		}
+		return run(cmd.Context(), cluster, in, args[0], n)
+	}
 }
 
 // number reads the number of a release.
@@ -126,25 +145,14 @@ them: "tutti export shop | kubectl apply -f -".`,
 		Example:           "  tutti export shop >shop.yaml",
 		Args:              takes(1, 2, "an application's name and perhaps a release"),
 		ValidArgsFunction: c.completeApplication,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			n := 0
-			if len(args) > 1 {
-				var err error
-				if n, err = number(args[1]); err != nil {
-					return err
-				}
-			}
-			cluster, in, err := c.released(cmd, args[0], namespace)
-			if err != nil {
-				return err
-			}
-			text, err := cluster.Export(cmd.Context(), in, args[0], n)
+		RunE: c.ofRelease(&namespace, func(ctx context.Context, cluster *app.Cluster, in, name string, n int) error {
+			text, err := cluster.Export(ctx, in, name, n)
 			if err != nil {
 				return err
 			}
 			_, err = io.WriteString(c.out, text)
 			return err
-		},
+		}),
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "where the application is, when several have its name")
 	return cmd
@@ -163,32 +171,21 @@ is the release before the one that is deployed; of a deployment that was interru
 		Example:           "  tutti rollback shop\n  tutti rollback shop 3",
 		Args:              takes(1, 2, "an application's name and perhaps a release"),
 		ValidArgsFunction: c.completeApplication,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			n := 0
-			if len(args) > 1 {
-				var err error
-				if n, err = number(args[1]); err != nil {
-					return err
-				}
-			}
-			cluster, in, err := c.released(cmd, args[0], namespace)
-			if err != nil {
-				return err
-			}
-			author, err := cluster.Whoami(cmd.Context())
+		RunE: c.ofRelease(&namespace, func(ctx context.Context, cluster *app.Cluster, in, name string, n int) error {
+			author, err := cluster.Whoami(ctx)
 			if err != nil {
 				return err
 			}
 			d := progress.New(c.out)
 			defer d.Close()
-			outcome, err := cluster.Rollback(cmd.Context(), in, args[0], n, app.Terms{Author: author, Timeout: timeout}, reportTo(d))
+			outcome, err := cluster.Rollback(ctx, in, name, n, app.Terms{Author: author, Timeout: timeout}, reportTo(d))
 			d.Close()
 			if err != nil {
-				return deployed(args[0], outcome, err)
+				return deployed(name, outcome, err)
 			}
-			fmt.Fprintf(c.out, "\n%s is ready: release %d.\n", args[0], outcome.Release.Number)
+			fmt.Fprintf(c.out, "\n%s is ready: release %d.\n", name, outcome.Release.Number)
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "where the application is, when several have its name")
 	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait until it is ready")
