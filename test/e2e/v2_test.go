@@ -169,7 +169,7 @@ func TestV2(t *testing.T) {
 	group := func(name, class, file string) string {
 		t.Helper()
 		uid := n.field(ns, "pod/"+name, "{.metadata.uid}")
-		return strings.TrimSpace(in("root", "cat /host/sys/fs/cgroup/"+filepath.Join("tutti", class, "pod"+uid, file)))
+		return strings.TrimSpace(in("root", "cat /host/sys/fs/cgroup/"+filepath.Join("tutti/pods", class, "pod"+uid, file)))
 	}
 	is := func(what, got, want string) {
 		t.Helper()
@@ -216,7 +216,7 @@ func TestV2(t *testing.T) {
 		if guaranteed <= burstable || burstable <= besteffort || besteffort != 1 {
 			t.Errorf("weights %d, %d, %d", guaranteed, burstable, besteffort)
 		}
-		is("the weight of all besteffort pods", in("root", "cat /host/sys/fs/cgroup/tutti/besteffort/cpu.weight"), "1\n")
+		is("the weight of all besteffort pods", in("root", "cat /host/sys/fs/cgroup/tutti/pods/besteffort/cpu.weight"), "1\n")
 		is("memory that is promised", group("guaranteed", "", "memory.min"), "0") // as with a kubelet, without MemoryQoS
 		for name, want := range map[string]string{"guaranteed": "-997\n", "besteffort": "1000\n"} {
 			is("whom the kernel takes first: "+name, in(name, "cat /proc/1/oom_score_adj"), want)
