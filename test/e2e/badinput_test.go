@@ -57,7 +57,7 @@ func TestMisuse(t *testing.T) {
 		{"unknown flag", []string{"up", "--no-such-flag"}, "no-such-flag"},
 		{"flag without value", []string{"up", "--data-dir"}, "data-dir"},
 		{"missing argument", []string{"down"}, "."},
-		{"agent of no cluster", []string{"install", "agent"}, "no cluster"},
+		{"agent as a service", []string{"install", "agent"}, "installs servers only"},
 		{"unknown output", []string{"status", "-o", "xml"}, "xml"},
 	} {
 		t.Run(c.name, func(t *testing.T) { complains(t, n.Tutti(c.args...), 2, c.about) })

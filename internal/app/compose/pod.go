@@ -36,6 +36,9 @@ func (t *translation) pod(s types.ServiceConfig, annotations map[string]string) 
 		AutomountServiceAccountToken:  ptr.To(false),
 		SecurityContext:               &corev1.PodSecurityContext{},
 	}
+	if l := c.Lifecycle; l != nil && l.PreStop != nil && l.PreStop.Sleep != nil {
+		*pod.TerminationGracePeriodSeconds += l.PreStop.Sleep.Seconds // the program has the whole of its own
+	}
 	if s.Runtime != "" {
 		pod.RuntimeClassName = &s.Runtime
 	}
