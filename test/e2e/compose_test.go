@@ -61,7 +61,7 @@ func TestCompose(t *testing.T) {
 	write(".env", "TOKEN=a token\nGREETING=from .env")
 	t.Cleanup(func() {
 		n.Tutti("down", dir)
-		n.Kubectl("delete", "namespace", "composed", "--wait=false", "--ignore-not-found", "--request-timeout=10s")
+		n.Kubectl("delete", "namespace", "composed", "--ignore-not-found", "--timeout=60s")
 	})
 	up := n.ok(n.Tutti("up", dir))
 	if !strings.Contains(up, machine.IP+":18080") || !strings.Contains(up, "127.0.0.1:18081") {
@@ -101,7 +101,7 @@ func TestCompose(t *testing.T) {
 	// Each deployment is a release; one that fails leaves no trace but itself.
 	write("compose.yaml", strings.Replace(composed, "nc 127.0.0.1 5000", "false", 1))
 	lost = n.load(outside)
-	r := n.Tutti("up", dir, "--timeout", "15s")
+	r := n.Tutti("up", dir, "--timeout", "10s")
 	if r.Err == nil || !strings.Contains(r.Stderr, "release 3 of composed failed, and release 2 is back: not ready in time: Deployment web (1 of 2 updated") {
 		t.Errorf("a release that fails: %v", r)
 	}
@@ -124,14 +124,14 @@ func TestCompose(t *testing.T) {
 	exported := n.ok(n.Tutti("export", "composed"))
 	n.ok(n.Apply(strings.ReplaceAll(exported, "composed", "composed-elsewhere")))
 	n.wait("composed-elsewhere", "deployment/db", "condition=Available")
-	n.kubectl("delete", "namespace", "composed-elsewhere", "--wait=false")
+	n.kubectl("delete", "namespace", "composed-elsewhere", "--timeout=60s") // it wants the same ports
 
 	// What is taken is told, and nothing is led astray.
 	const thief = "name: thief\nservices:\n  web: {image: 'busybox:1', command: [sleep, '1000'], stop_grace_period: 0s, ports: ['18080:80', '10250:80']}\n"
 	write("compose.yaml", thief)
 	t.Cleanup(func() {
 		n.Tutti("down", "thief")
-		n.Kubectl("delete", "namespace", "thief", "--wait=false", "--ignore-not-found", "--request-timeout=10s")
+		n.Kubectl("delete", "namespace", "thief", "--ignore-not-found", "--timeout=60s")
 	})
 	if r := n.Tutti("up", dir, "--timeout", "20s"); r.Err == nil || !strings.Contains(r.Stderr, "is Service composed/web-published's; choose another") {
 		t.Errorf("two have one port: %v", r)
