@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -74,7 +75,7 @@ func containerProblem(p *corev1.Pod, cs corev1.ContainerStatus) (Problem, bool) 
 			pr.Message = ended(last)
 		}
 	case t != nil && t.ExitCode != 0 && (p.Spec.RestartPolicy == corev1.RestartPolicyNever || p.Status.Phase == corev1.PodFailed):
-		pr.Reason = orElse(t.Reason, "Error")
+		pr.Reason = cmp.Or(t.Reason, "Error")
 		pr.Message = strings.TrimPrefix(ended(t), pr.Reason+", ")
 	default:
 		return pr, false

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"fmt"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -161,14 +162,14 @@ func podReady(p *corev1.Pod) verdict {
 	case corev1.PodSucceeded:
 		return done("complete")
 	case corev1.PodFailed:
-		return failed("%s", orElse(podProblem(p), "failed"))
+		return failed("%s", cmp.Or(podProblem(p), "failed"))
 	}
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
 			return done("ready")
 		}
 	}
-	return waiting("%s", orElse(podProblem(p), "starting"))
+	return waiting("%s", cmp.Or(podProblem(p), "starting"))
 }
 
 func claimReady(c *corev1.PersistentVolumeClaim) verdict {
@@ -205,11 +206,4 @@ func definitionReady(d *apiextensionsv1.CustomResourceDefinition) verdict {
 		}
 	}
 	return waiting("not established yet")
-}
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }

@@ -43,6 +43,10 @@ func (b *loadBalancers) wake() {
 	}
 }
 
+// againPeriod is how long after a Service was refused its ports, or a status
+// was not written, that is tried again.
+const againPeriod = 5 * time.Second
+
 // portTaken is the reason of LoadBalancerPortsError.
 const portTaken = "PortTaken"
 
@@ -86,39 +90,48 @@ func (*loadBalancers) Name() string { return "node-load-balancers" }
 
 // Run implements [kcm.Controller].
 func (b *loadBalancers) Run(ctx context.Context) {
+	var again <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-b.changed:
+		case <-again:
 		}
-		if err := b.sync(ctx); err != nil && ctx.Err() == nil {
+		refused, err := b.sync(ctx)
+		if err != nil && ctx.Err() == nil {
 			klog.FromContext(ctx).Error(err, "Services of type LoadBalancer have no addresses yet")
-			time.AfterFunc(time.Second, b.wake)
+		}
+		again = nil
+		if refused || err != nil {
+			again = time.After(againPeriod) // nobody tells when a program stops to listen
 		}
 	}
 }
 
-func (b *loadBalancers) sync(ctx context.Context) error {
+// sync writes the statuses that are not as they shall be, and says whether a
+// Service was refused its ports.
+func (b *loadBalancers) sync(ctx context.Context) (refused bool, err error) {
 	services, err := b.services.List(labels.Everything())
 	if err != nil {
-		return err
+		return false, err
 	}
 	nodes, err := b.nodes.List(labels.Everything())
 	if err != nil {
-		return err
+		return false, err
 	}
 	for s, status := range assign(services, addressesOf(nodes), b.taken) {
+		refused = refused || meta.IsStatusConditionTrue(status.Conditions, corev1.LoadBalancerPortsError)
 		if equality.Semantic.DeepEqual(s.Status, status) {
 			continue
 		}
 		now := s.DeepCopy()
 		now.Status = status
 		if _, err := b.client.CoreV1().Services(s.Namespace).UpdateStatus(ctx, now, metav1.UpdateOptions{}); err != nil {
-			return fmt.Errorf("give Service %s/%s its addresses: %w", s.Namespace, s.Name, err)
+			return refused, fmt.Errorf("give Service %s/%s its addresses: %w", s.Namespace, s.Name, err)
 		}
 	}
-	return nil
+	return refused, nil
 }
 
 // addressesOf are those that all nodes are reached by, and their own loopback.

@@ -11,6 +11,7 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
 	"tutti.dev/tutti/internal/api"
@@ -166,7 +167,7 @@ func (t *translation) placement(s types.ServiceConfig, pod *corev1.PodSpec) erro
 			}
 			terms = append(terms, corev1.NodeSelectorRequirement{Key: label, Operator: operator, Values: []string{strings.TrimSpace(value)}})
 		}
-		mine := metav1Selector(t.labels(s.Name))
+		mine := &metav1.LabelSelector{MatchLabels: t.labels(s.Name)}
 		for i, preference := range s.Deploy.Placement.Preferences {
 			label, known := nodeLabel(preference.Spread)
 			if !known {

@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path"
@@ -16,10 +17,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 )
-
-func metav1Selector(labels map[string]string) *metav1.LabelSelector {
-	return &metav1.LabelSelector{MatchLabels: labels}
-}
 
 func claim(name string, annotations map[string]string, size string) *corev1.PersistentVolumeClaim {
 	return &corev1.PersistentVolumeClaim{
@@ -66,13 +63,13 @@ func (t *translation) mounts(s types.ServiceConfig, pod *corev1.PodSpec, c *core
 		item := corev1.KeyToPath{Key: keyOf(o), Path: "content", Mode: modeOf(f.Mode)}
 		m.add(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
 			LocalObjectReference: corev1.LocalObjectReference{Name: t.files["configs."+name]}, Items: []corev1.KeyToPath{item},
-		}}, corev1.VolumeMount{MountPath: orElse(f.Target, "/"+name), SubPath: "content", ReadOnly: true})
+		}}, corev1.VolumeMount{MountPath: cmp.Or(f.Target, "/"+name), SubPath: "content", ReadOnly: true})
 	}
 	for _, f := range s.Secrets {
 		name := f.Source
 		o := types.FileObjectConfig(t.project.Secrets[name])
 		item := corev1.KeyToPath{Key: keyOf(o), Path: "content", Mode: modeOf(f.Mode)}
-		target := orElse(f.Target, name)
+		target := cmp.Or(f.Target, name)
 		if !path.IsAbs(target) {
 			target = "/run/secrets/" + target
 		}
@@ -89,13 +86,6 @@ func modeOf(m *types.FileMode) *int32 {
 		return ptr.To(int32(0o444))
 	}
 	return ptr.To(int32(*m))
-}
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }
 
 // mounts collects volumes of a pod; one that is mounted twice is there once.
